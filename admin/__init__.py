@@ -1,0 +1,1 @@
+"""The dashboard: a view of statistics and knobs."""

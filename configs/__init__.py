@@ -1,0 +1,1 @@
+"""Commented configurations and the demo model, as package data."""

@@ -1,0 +1,1 @@
+"""The daemon: supervisor, front end, workers, scheduling, models, knobs, control socket, command line."""

@@ -1,0 +1,1 @@
+"""The shared language: wire protocol, errors, limits, arenas, rings, doorbells, statistics, client."""

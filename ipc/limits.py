@@ -1,0 +1,60 @@
+"""Every bound that both ends of a socket or ring must agree on: value, unit, derivation, what happens there.
+
+Bounds that an operator may move are knobs (`daemon/knobs.py`); what stands here is fixed by a format
+or is the hard ceiling above a knob.
+"""
+
+from typing import Final
+
+PROTOCOL_VERSION: Final = 1
+"""The one version of the wire protocol spoken; HELLO with another range gets UnsupportedVersion."""
+
+TENSOR_DIMENSIONS_MAX: Final = 8
+"""Dimensions of a tensor on the wire, rows included. More is a BadFrame: the header cannot be sized."""
+
+TENSORS_MAX: Final = 16
+"""Inputs, and outputs, of one model. More is refused when the model's manifest is read."""
+
+NAME_BYTES_MAX: Final = 128
+"""UTF-8 bytes of a model, tensor, label or tenant name. Longer is a BadFrame, or a ManifestError."""
+
+LABELS_MAX: Final = 4_096
+"""Labels of one output. A thousand ImageNet classes fit; all must fit into one frame's meta."""
+
+META_BYTES_MAX: Final = 256 * 1024
+"""Bytes of a frame between header and payload. 4,096 labels of 40 bytes fit; more is a BadFrame."""
+
+PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Hard ceiling of an inline payload; the knob `inline_bytes_max` (1 MiB by default) is what clients meet.
+
+A frame that promises more than this is a BadFrame: skipping it would let one client hold its
+connection busy for minutes. Between knob and ceiling it is skipped and gets PayloadTooLarge."""
+
+DIMENSION_MAX: Final = 2**40
+"""Largest single dimension on the wire: with 8 dimensions a product still ends quickly in Python integers."""
+
+PRIORITY_CLASSES: Final = 3
+"""0 high, 1 normal, 2 low. Another value is a BadRequest."""
+
+PRIORITY_NORMAL: Final = 1
+
+ARENA_BYTES_MAX: Final = 64 * 1024**3
+"""Hard ceiling of one client arena; the knobs `arena_bytes_max` and `arenas_bytes_max` are what clients meet."""
+
+ARENAS_PER_CONNECTION_MAX: Final = 8
+"""Arenas that one connection may hold; the next ATTACH gets ArenaQuotaExceeded."""
+
+TENSOR_ALIGNMENT_BYTES: Final = 64
+"""Offsets of tensors in an arena are multiples of this: one cache line, and wider than any vector load."""
+
+SOCKET_PATH_BYTES_MAX: Final = 107
+"""`sun_path` holds 108 bytes with its terminator (unix(7)). A longer path is a configuration error."""
+
+SOCKET_BUFFER_BYTES: Final = 4 * 1024 * 1024
+"""SO_SNDBUF asked for at both ends: 588 KiB there and back took 270 instead of 865 µs."""
+
+CLIENT_TIMEOUT_S: Final = 30.0
+"""A client's default deadline: finite, and far beyond any queue an operator would accept."""
+
+HELLO_TIMEOUT_S: Final = 10.0
+"""A connection that has not said HELLO by then is closed."""
