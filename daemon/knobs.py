@@ -1,0 +1,195 @@
+"""Every setting of tensord, each declared once; the loader, the command line and the reference derive from here.
+
+`python -m tensord.daemon.knobs` prints docs/reference/knobs.md, and with the argument `toml` the
+`[knobs]` section of configs/production.toml; the tests compare both files with what is declared here.
+"""
+
+import sys
+from textwrap import wrap
+from typing import Final
+
+from tensord.ipc.limits import ARENA_BYTES_MAX, PAYLOAD_BYTES_MAX
+
+from .knob import Context, Kind, Knob, KnobError, Scope, Setting, suggestion
+
+__all__ = ["KNOBS", "Context", "Kind", "Knob", "KnobError", "Scope", "Setting", "find", "in_scope", "reference"]
+
+_KIB, _MIB, _GIB = 2**10, 2**20, 2**30
+
+# A table, two to three lines a row: one argument per line would hide it.
+# fmt: off
+_MODEL = (
+    Knob(name="max_batch", kind=Kind.INTEGER, unit="rows", default=32, minimum=1, maximum=65_536, scope=Scope.MODEL,
+         help="The most rows that run as one batch.",
+         trades="Higher: more throughput and device memory, and a longer wait behind the batch before."),
+    Knob(name="window_us", kind=Kind.DURATION, unit="us", default=500, maximum=10_000_000, scope=Scope.MODEL,
+         help="How long a batch that is not full may wait for more rows, while a worker has room for it.",
+         trades="Higher: fuller batches, and so throughput; each lone request waits that much longer. 0 never waits."),
+    Knob(name="queue_max", kind=Kind.INTEGER, unit="requests", default=4096, minimum=1, maximum=1_000_000,
+         scope=Scope.MODEL,
+         help="The most requests that wait for the model; one more gets QueueFull.",
+         trades="Higher: longer bursts are absorbed; in overload the waits are longer before anyone is refused."),
+    Knob(name="timeout_ms", kind=Kind.DURATION, unit="ms", default=30_000, minimum=1, maximum=3_600_000,
+         scope=Scope.MODEL,
+         help="The deadline of a request that brings none, counted from its arrival.",
+         trades="Higher: slow answers still count; in overload more work is done for callers who have given up."),
+    Knob(name="weight", kind=Kind.NUMBER, default=1.0, minimum=0.01, maximum=100, scope=Scope.MODEL,
+         help="The model's share of device time, relative to other models that have work for the same device.",
+         trades="Higher: this model waits less when the device is busy, and the others more."),
+    Knob(name="order", kind=Kind.CHOICE, default="fcfs", choices=("fcfs",), scope=Scope.MODEL,
+         help="Which of a tenant's waiting requests of one priority class runs next; fcfs: first come, first served.",
+         trades="fcfs never starves a request, and lets a long one delay the short ones behind it."),
+    Knob(name="balance", kind=Kind.CHOICE, default="least_work", choices=("least_work",), scope=Scope.MODEL,
+         help="Which replica gets the next batch; least_work: the one that is predicted to be free first.",
+         trades="least_work evens out replicas of unequal speed, and trusts the learned execution times."),
+    Knob(name="retries", kind=Kind.INTEGER, unit="times", default=1, maximum=5, scope=Scope.MODEL,
+         help="How often a request runs again when its worker died; never for a model that is not idempotent.",
+         trades="Higher: survives more crashes of others; a request that kills workers kills more of them."),
+)
+_GLOBAL = (
+    Knob(name="pipeline_depth", kind=Kind.INTEGER, unit="batches", default=2, minimum=1, maximum=8, scope=Scope.GLOBAL,
+         help="Batches that one worker holds at once: one computing, the others ready to follow.",
+         trades="Higher: no idle gap between batches; what is in a worker can no longer be reordered or joined."),
+    Knob(name="ageing_ms", kind=Kind.DURATION, unit="ms", default=1000, maximum=3_600_000, scope=Scope.GLOBAL,
+         help="Waiting that long lifts a request by one priority class; 0 switches it off.",
+         trades="Higher: priority classes are kept more strictly, and low ones wait longer under load."),
+    Knob(name="in_flight_max", kind=Kind.INTEGER, unit="requests", default=1024, minimum=1, maximum=65_536,
+         scope=Scope.GLOBAL,
+         help="The most unanswered requests of one connection; one more gets TooManyInFlight.",
+         trades="Higher: deeper pipelines; a single client can fill more of the queues."),
+    Knob(name="in_flight_bytes_max", kind=Kind.BYTES, unit="bytes", default=64 * _MIB, minimum=4 * _KIB,
+         maximum=64 * _GIB, scope=Scope.GLOBAL,
+         help="The most inline bytes of the unanswered requests of one connection.",
+         trades="Higher: deeper pipelines of large tensors; a single client can fill more of the shared memory."),
+    Knob(name="connections_max", kind=Kind.INTEGER, unit="connections", default=10_000, minimum=1, maximum=100_000,
+         scope=Scope.GLOBAL,
+         help="The most connections at once; one more gets TooManyConnections and is closed.",
+         trades="Higher: more clients; each costs a file descriptor and some kilobytes."),
+    Knob(name="inline_bytes_max", kind=Kind.BYTES, unit="bytes", default=_MIB, maximum=PAYLOAD_BYTES_MAX,
+         scope=Scope.GLOBAL,
+         help="The most bytes of tensors that a request may carry inline; more gets PayloadTooLarge.",
+         trades="Higher: clients need an arena less often; reading one such payload delays the other connections."),
+    Knob(name="arena_bytes_max", kind=Kind.BYTES, unit="bytes", default=_GIB, minimum=4 * _KIB,
+         maximum=ARENA_BYTES_MAX, scope=Scope.GLOBAL,
+         help="The most bytes of one client arena.",
+         trades="Higher: larger tensors in place; one client can hold more memory."),
+    Knob(name="arenas_bytes_max", kind=Kind.BYTES, unit="bytes", default=4 * _GIB, maximum=2**40, scope=Scope.GLOBAL,
+         help="The most bytes of all client arenas together; 0 refuses every arena.",
+         trades="Higher: more clients with arenas; that much memory of the host can be taken, as it is prefaulted."),
+    Knob(name="read_budget_bytes", kind=Kind.BYTES, unit="bytes", default=_MIB, minimum=4 * _KIB, maximum=64 * _MIB,
+         scope=Scope.GLOBAL,
+         help="The most bytes that are read from one connection before the others have their turn.",
+         trades="Higher: fewer system calls for large payloads; the other connections wait longer for their turn."),
+    Knob(name="stall_timeout_s", kind=Kind.DURATION, unit="s", default=30, minimum=1, maximum=3600, scope=Scope.GLOBAL,
+         help="A connection that stops in the middle of a frame, or does not read its answers, is closed after this.",
+         trades="Higher: patient with slow or suspended clients; they hold shared memory for longer."),
+    Knob(name="hang_timeout_s", kind=Kind.DURATION, unit="s", default=60, minimum=1, maximum=86_400,
+         scope=Scope.GLOBAL,
+         help="A worker that shows no sign of life for that long is ended and started again.",
+         trades="Higher: slow models are safe; after a real hang, requests wait longer for the new worker."),
+    Knob(name="drain_timeout_s", kind=Kind.DURATION, unit="s", default=30, maximum=3600, scope=Scope.GLOBAL,
+         help="How long a daemon that is told to stop waits for the answers in flight.",
+         trades="Higher: fewer requests are cut off; a stop or an upgrade can take longer."),
+    Knob(name="backoff_max_s", kind=Kind.DURATION, unit="s", default=30, minimum=1, maximum=3600, scope=Scope.GLOBAL,
+         help="The longest pause before a process that keeps dying is started again; pauses double up to it.",
+         trades="Higher: a crash loop costs less; the service comes back later once its cause is gone."),
+    Knob(name="log_level", kind=Kind.CHOICE, default="info", choices=("debug", "info", "warning", "error"),
+         scope=Scope.GLOBAL,
+         help="The least severe line that is logged.",
+         trades="Towards debug: more of what happened can be seen; more lines to store and to read."),
+    Knob(name="ingest_bytes", kind=Kind.BYTES, unit="bytes", default=256 * _MIB, minimum=_MIB, maximum=64 * _GIB,
+         scope=Scope.GLOBAL, context=Context.RESTART,
+         help="The shared memory for inline tensors and their results; without room in it a request gets IngestFull.",
+         trades="Higher: more inline requests in flight; that much of /dev/shm, and of the host's memory."),
+)
+_DEVICE = (
+    Knob(name="spin_us", kind=Kind.DURATION, unit="us", default=100, maximum=100_000, scope=Scope.DEVICE,
+         help="How long an idle worker looks for work without sleeping; 0 sleeps at once.",
+         trades="Higher: no wake-up delay for requests that come soon after another; a core stays busy that long."),
+    Knob(name="threads", kind=Kind.INTEGER, unit="threads", default=0, maximum=4096, scope=Scope.DEVICE,
+         context=Context.RESTART,
+         help="Threads that the worker computes with on the CPU; 0 means one for each core of the device.",
+         trades="Higher, up to the cores: shorter batches; beyond them, or for small models, only contention."),
+)
+# fmt: on
+
+KNOBS: Final[dict[str, Knob]] = {knob.name: knob for knob in (*_MODEL, *_GLOBAL, *_DEVICE)}
+"""Every knob, by name."""
+
+_TAKES_EFFECT = {
+    Context.LIVE: "at once",
+    Context.DRAIN: "after the work in flight",
+    Context.RESTART: "when the process that uses it starts next",
+}
+_SCOPES = {
+    Scope.MODEL: "One value for all models in `[knobs]`, and one per model in `[models.NAME]`.",
+    Scope.GLOBAL: "One value for the whole instance, in `[knobs]`.",
+    Scope.DEVICE: 'One value for all devices in `[knobs]`, and one per device in `[devices."cpu:0"]`.',
+}
+_REFERENCE_HEAD = """\
+# Knobs
+
+Generated by `python -m tensord.daemon.knobs` from their declarations in `daemon/knobs.py`.
+
+A knob is set in the configuration file (`configs/production.toml` shows each), in a model's manifest
+(model knobs only), or at run time: `tensord set digits.max_batch=64` for one model, `tensord set
+max_batch=64` for all. What is said of one model or device beats what is said of all; within each,
+run time beats the configuration, which beats the manifest.
+
+A duration is a number of the unit that the knob's name ends with, or text with its own unit (`"500us"`,
+`"5ms"`, `"2s"`, `"1m"`). A size is a number of bytes, or text with a unit (`"64KiB"`, `"1MiB"`, `"2MB"`).
+"""
+
+
+def find(name: str, value: Setting | None = None, *, scope: Scope | None = None) -> Knob:
+    """The knob `name`, which must be of `scope` where one is given; raises KnobError, with `value` in its sentence."""
+    known = in_scope(scope) if scope else KNOBS
+    if name in known:
+        return known[name]
+    if name in KNOBS:
+        actual = KNOBS[name].scope
+        places = "in [knobs]" if actual is Scope.GLOBAL else f"in [knobs] or for a {actual}"
+        raise KnobError(name, value, f"this is a {actual} knob, not a {scope} knob: set it {places}")
+    raise KnobError(name, value, f"no such knob; {suggestion(name, known)}")
+
+
+def in_scope(scope: Scope) -> dict[str, Knob]:
+    """The knobs of one scope, by name, in the order of their declaration."""
+    return {name: knob for name, knob in KNOBS.items() if knob.scope is scope}
+
+
+def reference() -> str:
+    """The reference page, as Markdown."""
+    sections = [_REFERENCE_HEAD]
+    for scope, where in _SCOPES.items():
+        sections.append(f"## {scope.capitalize()} knobs\n\n{where}\n")
+        sections += [_entry(knob) for knob in in_scope(scope).values()]
+    return "\n".join(sections)
+
+
+def example() -> str:
+    """Every knob as commented TOML: prose after `# `, settings, at their defaults, after a bare `#`."""
+    sections = []
+    for scope in _SCOPES:
+        sections.append(f"# ── {scope} knobs ".ljust(100, "─") + "\n")
+        sections += [_commented(knob) for knob in in_scope(scope).values()]
+    return "\n".join(sections)
+
+
+def _entry(knob: Knob) -> str:
+    return (
+        f"### `{knob.name}`\n\n{knob.help} {knob.trades}\n\n"
+        f"Default `{knob.format(knob.default)}`; allowed: {knob.range}; takes effect {_TAKES_EFFECT[knob.context]}.\n"
+    )
+
+
+def _commented(knob: Knob) -> str:
+    facts = f"Default {knob.format(knob.default)}; allowed: {knob.range}; takes effect {_TAKES_EFFECT[knob.context]}."
+    quoted = knob.kind in (Kind.CHOICE, Kind.BYTES)
+    setting = f'"{knob.format(knob.default)}"' if quoted else str(knob.default).lower()
+    prose = "\n".join(f"# {line}" for text in (knob.help, knob.trades, facts) for line in wrap(text, 116))
+    return f"{prose}\n#{knob.name} = {setting}\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(example() if sys.argv[1:] == ["toml"] else reference())
