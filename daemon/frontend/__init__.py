@@ -1,0 +1,1 @@
+"""The front end: one uvloop process that owns all client connections and drives the scheduler."""

@@ -1,0 +1,491 @@
+"""One client connection: frames in, replies out, and what the client has here (handles, arenas, requests).
+
+The stream is read straight into the ingest arena. A connection that misbehaves hurts itself: it is read at
+most `read_budget_bytes` per turn of the loop, not read at all while it does not take its replies or has too
+many bytes in flight, and closed when half a frame or an unread reply stands still for `stall_timeout_s`.
+"""
+
+import asyncio
+import os
+import socket
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntFlag
+from typing import Final, Protocol
+
+from tensord.ipc.allocator import RangeSet
+from tensord.ipc.errors import (
+    ArenaQuotaExceeded,
+    BadFrame,
+    BadRequest,
+    DuplicateRequestId,
+    IngestFull,
+    InternalError,
+    PayloadTooLarge,
+    ShuttingDown,
+    SlotInUse,
+    TensordError,
+    TooManyInFlight,
+    TooManyRows,
+    UnknownArena,
+    UnknownFrame,
+    UnknownHandle,
+    UnsupportedVersion,
+)
+from tensord.ipc.limits import (
+    ARENAS_PER_CONNECTION_MAX,
+    PRIORITY_CLASSES,
+    PROTOCOL_VERSION,
+    SOCKET_BUFFER_BYTES,
+)
+from tensord.ipc.wire import (
+    INFER,
+    TRACE_BYTES,
+    Flags,
+    FrameReader,
+    FrameType,
+    Hello,
+    Welcome,
+    decode_arena,
+    decode_open,
+    encode_arena,
+    encode_error,
+    encode_models,
+    encode_opened,
+    frame,
+)
+
+from .forms import Form
+from .ingest import Ingest, Lease
+from .models import Model, Models
+from .requests import InferRequest
+
+UCRED: Final = struct.Struct("iII")
+
+WRITE_BUFFER_HIGH_BYTES: Final = 1024 * 1024
+"""Bytes of replies that wait for a client before it is no longer read."""
+
+
+class Pause(IntFlag):
+    """Why a connection is not read now."""
+
+    BUDGET = 1  # it has had its share of this turn
+    UNREAD = 2  # it does not take its replies
+    IN_FLIGHT = 4  # it has too many bytes in flight
+    CLOSING = 8  # it said CLOSE
+
+
+@dataclass(eq=False, slots=True)
+class ClientArena:
+    """An arena of one connection. It goes back when the client is through with it and no lease is left."""
+
+    arena: int
+    nbytes: int
+    ranges: RangeSet = field(default_factory=RangeSet)
+    """Ranges of requests in flight."""
+    detached: bool = False
+
+
+@dataclass(slots=True)
+class Limits:
+    """The knobs that connections look at."""
+
+    in_flight_max: int = 1024
+    in_flight_bytes_max: int = 64 * 1024**2
+    inline_bytes_max: int = 1024**2
+    arena_bytes_max: int = 1024**3
+    read_budget_bytes: int = 1024**2
+    stall_timeout_ns: int = 30 * 10**9
+
+
+class Host(Protocol):
+    """What a connection needs of the front end."""
+
+    instance: int
+    ingest: Ingest
+    ingest_view: memoryview
+    limits: Limits
+    models: Models
+    scratch: memoryview
+    draining: bool
+
+    def connection_opened(self, connection: "Connection") -> TensordError | None: ...
+    def connection_closed(self, connection: "Connection") -> None: ...
+    def submit(self, request: InferRequest) -> None: ...
+    def cancel(self, request: InferRequest) -> None: ...
+    def want_arena(self, connection: "Connection", request_id: int, nbytes: int) -> None: ...
+    def return_arena(self, arena: ClientArena) -> None: ...
+
+
+class Connection(asyncio.BufferedProtocol):
+    """asyncio's protocol and the wire's frame sink in one."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.transport: asyncio.Transport
+        self.reader = FrameReader(self, host.scratch)
+        self.uid = -1
+        self.tenant = ""
+        self.greeted = False
+        self.closed = False
+        self.in_flight: dict[int, InferRequest] = {}
+        self.in_flight_bytes = 0
+        self.arenas: dict[int, ClientArena] = {}
+        self.arenas_wanted = 0
+        self.progress_ns = time.monotonic_ns()
+        """Last time that the stream went on, in whichever direction it should."""
+        self._handles: dict[int, Model] = {}
+        self._handle_of: dict[str, int] = {}
+        self._arriving: InferRequest | None = None
+        self._pauses = Pause(0)
+        self._turn_bytes = 0
+
+    # ── asyncio ─────────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        sock = transport.get_extra_info("socket")
+        _, self.uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+        self.tenant = str(self.uid)
+        duplicate = socket.socket(fileno=os.dup(sock.fileno()))
+        duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+        duplicate.close()
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES)
+        refusal = self.host.connection_opened(self)
+        if refusal is not None:
+            self.send_error(0, refusal)
+            transport.close()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self.closed = True
+        self._drop_arriving()
+        self.host.connection_closed(self)
+        for arena in self.arenas.values():
+            self._detach(arena)
+        self.arenas.clear()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.reader.get_buffer(sizehint)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            self.reader.buffer_updated(nbytes)
+        except BadFrame as error:
+            self._fail_stream(error)
+            return
+        if self.reader.mid_frame:
+            self.progress_ns = time.monotonic_ns()
+        self._turn_bytes += nbytes
+        if self._turn_bytes > self.host.limits.read_budget_bytes and not self._pauses & Pause.BUDGET:
+            self.pause(Pause.BUDGET)
+            asyncio.get_running_loop().call_soon(self._next_turn)
+
+    def pause_writing(self) -> None:
+        self.progress_ns = time.monotonic_ns()
+        self.pause(Pause.UNREAD)
+
+    def resume_writing(self) -> None:
+        self.resume(Pause.UNREAD)
+
+    # ── flow ────────────────────────────────────────────────────────────────────────────────────
+
+    def pause(self, reason: Pause) -> None:
+        """Stop reading for this reason."""
+        if not self._pauses and not self.closed:
+            self.transport.pause_reading()
+        self._pauses |= reason
+
+    def resume(self, reason: Pause) -> None:
+        """This reason is gone; read again if it was the last."""
+        if self._pauses & reason:
+            self._pauses &= ~reason
+            if not self._pauses and not self.closed:
+                self.progress_ns = time.monotonic_ns()
+                self.transport.resume_reading()
+
+    def _next_turn(self) -> None:
+        self._turn_bytes = 0
+        self.resume(Pause.BUDGET)
+
+    def check_stall(self, now_ns: int, hello_timeout_ns: int) -> None:
+        """End the connection if it stands still where it should go on."""
+        still_ns = now_ns - self.progress_ns
+        if self._pauses & Pause.UNREAD:
+            if still_ns > self.host.limits.stall_timeout_ns:
+                self.transport.abort()
+        elif self.reader.mid_frame and not self._pauses:
+            if still_ns > self.host.limits.stall_timeout_ns:
+                self._fail_stream(BadFrame("half a frame, then silence"))
+        elif not self.greeted and still_ns > hello_timeout_ns:
+            self._fail_stream(BadFrame("no HELLO"))
+
+    def send(self, data: bytes) -> None:
+        """Write, unless the client is gone."""
+        if not self.closed and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def send_error(self, request_id: int, error: TensordError) -> None:
+        """The final answer of a request; with request id 0, a word about the connection."""
+        self.send(encode_error(request_id, error))
+
+    def _fail_stream(self, error: TensordError) -> None:
+        self._drop_arriving()
+        self.send_error(0, error)
+        if not self.closed:
+            self.transport.close()
+
+    def _drop_arriving(self) -> None:
+        """The payload under way will never be complete."""
+        request, self._arriving = self._arriving, None
+        if request is not None:
+            self.reader.drop_destinations()
+            self.finished(request)
+
+    # ── frames ──────────────────────────────────────────────────────────────────────────────────
+
+    def frame_started(
+        self, frame_type: int, flags: int, request_id: int, meta: memoryview, payload_bytes: int
+    ) -> Sequence[memoryview] | None:
+        """See FrameSink. An error in a frame's content skips the frame and answers it."""
+        try:
+            if frame_type == FrameType.INFER and self.greeted:
+                return self._infer(flags, request_id, meta, payload_bytes)
+            self._control(frame_type, request_id, meta)
+        except BadFrame:
+            raise
+        except TensordError as error:
+            self.send_error(0 if isinstance(error, DuplicateRequestId) else request_id, error)
+        return None
+
+    def frame_finished(self) -> None:
+        """See FrameSink."""
+        request, self._arriving = self._arriving, None
+        if request is not None:
+            self.host.submit(request)
+
+    def _control(self, frame_type: int, request_id: int, meta: memoryview) -> None:
+        if not self.greeted:
+            if frame_type != FrameType.HELLO:
+                raise BadFrame("the first frame must be HELLO")
+            self._greet(request_id, meta)
+            return
+        match frame_type:
+            case FrameType.OPEN:
+                self._open(request_id, meta)
+            case FrameType.ATTACH:
+                self._attach(request_id, meta)
+            case FrameType.DETACH:
+                self._detach_frame(meta)
+            case FrameType.CANCEL:
+                if (request := self.in_flight.get(request_id)) is not None:
+                    self.host.cancel(request)
+            case FrameType.PING:
+                self.send(frame(FrameType.PONG, request_id))
+            case FrameType.LIST:
+                self.send(encode_models(request_id, self.host.models.entries()))
+            case FrameType.CLOSE:
+                self._close_when_answered()
+            case _:
+                raise UnknownFrame(frame_type)
+
+    def _greet(self, request_id: int, meta: memoryview) -> None:
+        hello = Hello.decode(meta)
+        if not hello.version_min <= PROTOCOL_VERSION <= hello.version_max:
+            self.send_error(request_id, UnsupportedVersion(hello.version_min, hello.version_max, PROTOCOL_VERSION))
+            self.transport.close()
+            return
+        if hello.tenant:
+            self.tenant = f"{self.uid}/{hello.tenant}"
+        limits = self.host.limits
+        self.greeted = True
+        welcome = Welcome(
+            PROTOCOL_VERSION, self.host.instance, limits.in_flight_max, limits.inline_bytes_max, limits.arena_bytes_max
+        )
+        self.send(welcome.encode(request_id))
+
+    def _open(self, request_id: int, meta: memoryview) -> None:
+        name = decode_open(meta)
+        model = self.host.models.find(name)
+        handle = self._handle_of.setdefault(name, len(self._handle_of) + 1)
+        self._handles[handle] = model
+        self.send(encode_opened(request_id, handle, model.spec))
+
+    def _close_when_answered(self) -> None:
+        self.pause(Pause.CLOSING)
+        if not self.in_flight and not self.closed:
+            self.transport.close()
+
+    # ── arenas ──────────────────────────────────────────────────────────────────────────────────
+
+    def _attach(self, request_id: int, meta: memoryview) -> None:
+        _, nbytes = decode_arena(meta)
+        limit = self.host.limits.arena_bytes_max
+        if nbytes < 1:
+            raise BadRequest("nbytes", str(nbytes), "ask for an arena of at least one byte")
+        if nbytes > limit:
+            raise ArenaQuotaExceeded(nbytes, limit, "arena_bytes_max")
+        if len(self.arenas) + self.arenas_wanted >= ARENAS_PER_CONNECTION_MAX:
+            raise ArenaQuotaExceeded(nbytes, ARENAS_PER_CONNECTION_MAX, "count of arenas per connection")
+        if self.host.draining:
+            raise ShuttingDown()
+        self.arenas_wanted += 1
+        self.host.want_arena(self, request_id, nbytes)
+
+    def arena_refused(self, request_id: int, error: TensordError) -> None:
+        """The supervisor has no arena for this client."""
+        self.arenas_wanted -= 1
+        self.send_error(request_id, error)
+
+    def arena_made(self, request_id: int, arena: int, nbytes: int, fd: int) -> None:
+        """Pass the arena on. Takes `fd` over."""
+        self.arenas_wanted -= 1
+        made = ClientArena(arena, nbytes)
+        if self.closed:
+            self._detach(made)
+            os.close(fd)
+            return
+        self.arenas[arena] = made
+        self._send_with_fd(encode_arena(FrameType.ATTACHED, request_id, arena, nbytes), fd)
+
+    def _send_with_fd(self, data: bytes, fd: int) -> None:
+        """uvloop's transports cannot pass descriptors: write to the socket itself while nothing else waits there."""
+        if self.closed or self.transport.is_closing():
+            os.close(fd)
+            return
+        if self.transport.get_write_buffer_size() == 0:
+            try:
+                with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as duplicate:
+                    sent = socket.send_fds(duplicate, [data], [fd])
+            except BlockingIOError:
+                pass
+            except OSError:
+                os.close(fd)
+                self.transport.abort()
+                return
+            else:
+                os.close(fd)
+                self.send(data[sent:])
+                return
+        asyncio.get_running_loop().call_later(0.002, self._send_with_fd, data, fd)
+
+    def _detach_frame(self, meta: memoryview) -> None:
+        number, _ = decode_arena(meta)
+        arena = self.arenas.pop(number, None)
+        if arena is None:
+            raise UnknownArena(number)
+        self._detach(arena)
+
+    def _detach(self, arena: ClientArena) -> None:
+        arena.detached = True
+        if not len(arena.ranges):
+            self.host.return_arena(arena)
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────
+
+    def _infer(self, flags: int, request_id: int, meta: memoryview, payload_bytes: int) -> Sequence[memoryview] | None:
+        """Check a request and lease its slots. Raises what the client gets."""
+        now = time.monotonic_ns()
+        if len(meta) < INFER.size:
+            raise BadRequest("meta_bytes", str(len(meta)), f"INFER has at least {INFER.size}")
+        handle, priority, inputs, outputs, _, deadline_ns, session = INFER.unpack_from(meta)
+        if request_id in self.in_flight:
+            raise DuplicateRequestId(request_id)
+        model = self._handles.get(handle)
+        if model is None:
+            raise UnknownHandle(handle)
+        if priority >= PRIORITY_CLASSES:
+            raise BadRequest("priority", str(priority), "use 0 (high), 1 (normal) or 2 (low)")
+        headers = meta[INFER.size + TRACE_BYTES :] if flags & Flags.TRACE else meta[INFER.size :]
+        form = model.forms.form(model, inputs, outputs, headers, self.arenas)
+        self._check_limits(model, form, payload_bytes)
+        deadline = deadline_ns if deadline_ns > 0 else now + model.timeout_ns
+        request = InferRequest(self, request_id, model, form, priority, session, deadline, now)
+        if form.places:
+            self._reserve(request)
+        if form.inline_inputs or form.inline_outputs:
+            request.lease = self._lease(request)
+        self.in_flight[request_id] = request
+        self.in_flight_bytes += form.payload_bytes + form.reply_bytes
+        if self.in_flight_bytes > self.host.limits.in_flight_bytes_max:
+            self.pause(Pause.IN_FLIGHT)
+        if not payload_bytes:
+            self.host.submit(request)
+            return None
+        self._arriving = request
+        return self._destinations(request)
+
+    def _check_limits(self, model: Model, form: Form, payload_bytes: int) -> None:
+        limits = self.host.limits
+        if form.rows > model.rows_max:
+            raise TooManyRows(model.name, form.rows, model.rows_max)
+        if payload_bytes != form.payload_bytes:
+            remedy = f"the inline inputs have {form.payload_bytes}"
+            raise BadRequest("payload_bytes", str(payload_bytes), remedy)
+        if max(payload_bytes, form.reply_bytes) > limits.inline_bytes_max:
+            raise PayloadTooLarge(max(payload_bytes, form.reply_bytes), limits.inline_bytes_max)
+        if len(self.in_flight) >= limits.in_flight_max:
+            raise TooManyInFlight(limits.in_flight_max)
+        if self.host.draining:
+            raise ShuttingDown()
+
+    def _reserve(self, request: InferRequest) -> None:
+        """Mark the request's ranges of client arenas as in flight, or none of them. Raises SlotInUse."""
+        for place in request.form.places:
+            arena = self.arenas[place.arena]
+            if place.nbytes and not arena.ranges.add(place.offset, place.offset + place.nbytes):
+                self._unreserve(request)
+                raise SlotInUse(place.offset, place.nbytes)
+            request.ranges.append((arena, place))
+
+    def _unreserve(self, request: InferRequest) -> None:
+        for arena, place in request.ranges:
+            if place.nbytes:
+                arena.ranges.remove(place.offset)
+            if arena.detached and not len(arena.ranges):
+                self.host.return_arena(arena)
+        request.ranges.clear()
+
+    def _lease(self, request: InferRequest) -> Lease:
+        """Rows of the ingest arena for all inline tensors, inputs and outputs together. Raises IngestFull."""
+        model, form = request.model_served, request.form
+        key = (model.index, form.inline_inputs, form.inline_outputs)
+        row_bytes = [model.inputs[index].row_bytes for index in form.inline_inputs]
+        row_bytes += [model.outputs[index].row_bytes for index in form.inline_outputs]
+        lease = self.host.ingest.slab(key, row_bytes).lease(form.rows)
+        if lease is None:
+            self._unreserve(request)
+            error = IngestFull(form.payload_bytes + form.reply_bytes)
+            error.retry_after_ms = 50
+            raise error
+        return lease
+
+    def _destinations(self, request: InferRequest) -> list[memoryview]:
+        """Where the payload belongs: one stretch per inline input."""
+        lease = request.lease
+        assert lease is not None
+        view = self.host.ingest_view
+        destinations = []
+        for position, index in enumerate(request.form.inline_inputs):
+            nbytes = request.form.rows * request.model_served.inputs[index].row_bytes
+            offset = lease.offset(position)
+            destinations.append(view[offset : offset + nbytes])
+        return destinations
+
+    def finished(self, request: InferRequest) -> None:
+        """The request has had its answer, or nobody wants it: give its slots back. Once per request."""
+        if self.in_flight.pop(request.request_id, None) is None:
+            raise InternalError("a request was finished twice")
+        if request.lease is not None:
+            request.lease.release()
+            request.lease = None
+        if request.ranges:
+            self._unreserve(request)
+        form = request.form
+        self.in_flight_bytes -= form.payload_bytes + form.reply_bytes
+        if self._pauses & Pause.IN_FLIGHT and self.in_flight_bytes <= self.host.limits.in_flight_bytes_max:
+            self.resume(Pause.IN_FLIGHT)
+        if self._pauses & Pause.CLOSING and not self.in_flight and not self.closed:
+            self.transport.close()

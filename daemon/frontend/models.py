@@ -1,0 +1,118 @@
+"""The models as the front end knows them: names, versions, labels, and what is computed once per model."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tensord.ipc.errors import UnknownModel
+from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
+from tensord.ipc.wire import Lane, ModelEntry, TensorHeader
+
+from ..messages import ModelServed
+from .forms import Form, FormCache
+
+KNOWN_MODELS_SHOWN: Final = 20
+
+RESULT_HEADERS_MAX: Final = 4_096
+"""Row counts for which the headers of inline results are remembered per model."""
+
+
+class Model:
+    """One served model version."""
+
+    __slots__ = (
+        "_inline_headers",
+        "forms",
+        "idempotent",
+        "index",
+        "inputs",
+        "labels",
+        "name",
+        "outputs",
+        "replicas",
+        "rows_max",
+        "timeout_ns",
+        "version",
+    )
+
+    def __init__(self, served: ModelServed) -> None:
+        self.index = served.index
+        self.name = served.name
+        self.version = served.version
+        self.labels = served.labels
+        self.inputs = tuple(TensorSpec(t.name, DType(t.dtype), t.shape, t.labels) for t in served.inputs)
+        self.outputs = tuple(TensorSpec(t.name, DType(t.dtype), t.shape, t.labels) for t in served.outputs)
+        self.idempotent = served.idempotent
+        self.replicas: set[int] = set()
+        """Workers that have it ready."""
+        self.rows_max = 1
+        self.timeout_ns = 0
+        self.forms = FormCache()
+        self._inline_headers: dict[int, bytes] = {}
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What clients are told."""
+        return ModelSpec(self.name, self.version, self.inputs, self.outputs, self.rows_max, self.idempotent)
+
+    def apply(self, values: Mapping[str, Any]) -> None:
+        """Take over the values of the model's knobs that the front end itself uses."""
+        self.rows_max = int(values["max_batch"])
+        self.timeout_ns = int(values["timeout_ms"]) * 1_000_000
+
+    def result_headers(self, form: Form) -> bytes:
+        """Tensor headers of the RESULT of a request of this form."""
+        if form.output_places:
+            return self._result_headers_of(form)
+        headers = self._inline_headers.get(form.rows)
+        if headers is None:
+            headers = self._result_headers_of(form)
+            if len(self._inline_headers) < RESULT_HEADERS_MAX:
+                self._inline_headers[form.rows] = headers
+        return headers
+
+    def _result_headers_of(self, form: Form) -> bytes:
+        places = {place.tensor: place for place in form.output_places}
+        headers = []
+        for index, spec in enumerate(self.outputs):
+            shape = spec.batch_shape(form.rows)
+            nbytes = form.rows * spec.row_bytes
+            place = places.get(index)
+            header = (
+                TensorHeader(index, spec.dtype, shape, nbytes)
+                if place is None
+                else TensorHeader(index, spec.dtype, shape, nbytes, Lane.ARENA, place.arena, place.offset)
+            )
+            headers.append(header.encode())
+        return b"".join(headers)
+
+
+class Models:
+    """All served models, by index and by the names that clients may use."""
+
+    def __init__(self) -> None:
+        self.by_index: dict[int, Model] = {}
+        self._by_name: dict[str, Model] = {}
+
+    def add(self, served: ModelServed) -> Model:
+        """Serve a model version. Its labels move to it; the plain name follows the label `stable`."""
+        model = Model(served)
+        self.by_index[served.index] = model
+        self._by_name[f"{model.name}:{model.version}"] = model
+        for label in served.labels:
+            self._by_name[f"{model.name}:{label}"] = model
+            if label == "stable":
+                self._by_name[model.name] = model
+        return model
+
+    def find(self, name: str) -> Model:
+        """The model called `name`, `name:version` or `name:label` now. Raises UnknownModel."""
+        model = self._by_name.get(name)
+        if model is None:
+            known = sorted({model.name for model in self.by_index.values()})
+            raise UnknownModel(name, known[:KNOWN_MODELS_SHOWN])
+        return model
+
+    def entries(self) -> list[ModelEntry]:
+        """What LIST answers."""
+        models = sorted(self.by_index.values(), key=lambda model: (model.name, model.version))
+        return [ModelEntry(model.name, model.version, bool(model.replicas)) for model in models]

@@ -1,0 +1,126 @@
+"""A client's request on its way: the scheduler's Request with what the front end must give back at its end."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tensord.ipc.descriptors import INGEST_ARENA, Run, encode_batch
+
+from ..scheduling.request import Batch, Request
+from .forms import Form, Place
+from .ingest import Lease
+from .models import Model
+
+if TYPE_CHECKING:
+    from .connection import ClientArena, Connection
+
+
+class InferRequest(Request):
+    """One request in flight. Its slots (lease and ranges) go back when `Connection.finished` is called."""
+
+    __slots__ = ("cancelled", "connection", "form", "lease", "model_served", "ranges", "received_ns", "request_id")
+
+    def __init__(
+        self,
+        connection: "Connection",
+        request_id: int,
+        model: Model,
+        form: Form,
+        priority: int,
+        session: int,
+        deadline_ns: int,
+        now_ns: int,
+    ) -> None:
+        super().__init__(
+            model=model.index,
+            bucket=None,
+            tenant=connection.tenant,
+            priority=priority,
+            rows=form.rows,
+            arrival_ns=now_ns,
+            deadline_ns=deadline_ns,
+            session=session,
+        )
+        self.connection = connection
+        self.request_id = request_id
+        self.model_served = model
+        self.form = form
+        self.received_ns = now_ns
+        """When the header was read; `arrival_ns` becomes the time of the last payload byte."""
+        self.lease: Lease | None = None
+        """Rows in the ingest arena: inline inputs first, inline outputs behind them."""
+        self.ranges: list[tuple[ClientArena, Place]] = []
+        """Ranges of client arenas that are reserved for it."""
+        self.cancelled = False
+        """The client cancelled it while a worker ran it: its result is dropped."""
+
+
+def batch_body(batch: "Batch[InferRequest]", model: Model) -> bytes:
+    """The batch as a descriptor: the runs of each tensor, as long as the rows lie one behind the other."""
+    requests = batch.requests
+    form = requests[0].form
+    if not form.places and all(request.form is form for request in requests):
+        return encode_batch(batch.id, model.index, batch.rows, *_inline_runs(requests, model))
+    inputs: list[list[Run]] = []
+    outputs: list[list[Run]] = []
+    for index, spec in enumerate(model.inputs):
+        inputs.append(_merge([_input_run(request, index) for request in requests], spec.row_bytes))
+    for index, spec in enumerate(model.outputs):
+        outputs.append(_merge([_output_run(request, index) for request in requests], spec.row_bytes))
+    return encode_batch(batch.id, model.index, batch.rows, inputs, outputs)
+
+
+def _inline_runs(requests: Sequence[InferRequest], model: Model) -> tuple[list[list[Run]], list[list[Run]]]:
+    """The usual case, all tensors of all requests inline in one slab: merge leases once for all tensors."""
+    form = requests[0].form
+    lease = requests[0].lease
+    assert lease is not None
+    chunk, first, end = lease.chunk, lease.first, lease.first
+    found = []
+    for request in requests:
+        lease = request.lease
+        assert lease is not None
+        if lease.chunk is chunk and lease.first == end:
+            end += lease.rows
+        else:
+            found.append((chunk, first, end - first))
+            chunk, first, end = lease.chunk, lease.first, lease.first + lease.rows
+    found.append((chunk, first, end - first))
+    order = form.inline_inputs
+    row_bytes = chunk.slab.row_bytes
+    runs: list[list[Run]] = [
+        [(INGEST_ARENA, rows, chunk.regions[position] + first * row_bytes[position]) for chunk, first, rows in found]
+        for position in range(len(row_bytes))
+    ]
+    inputs = [runs[order.index(index)] for index in range(len(model.inputs))]
+    return inputs, runs[len(order) :]
+
+
+def _input_run(request: InferRequest, index: int) -> Run:
+    form = request.form
+    if index in form.inline_inputs:
+        assert request.lease is not None
+        return (INGEST_ARENA, form.rows, request.lease.offset(form.inline_inputs.index(index)))
+    place = next(place for place in form.input_places if place.tensor == index)
+    return (place.arena, form.rows, place.offset)
+
+
+def _output_run(request: InferRequest, index: int) -> Run:
+    form = request.form
+    if index in form.inline_outputs:
+        assert request.lease is not None
+        position = len(form.inline_inputs) + form.inline_outputs.index(index)
+        return (INGEST_ARENA, form.rows, request.lease.offset(position))
+    place = next(place for place in form.output_places if place.tensor == index)
+    return (place.arena, form.rows, place.offset)
+
+
+def _merge(runs: Sequence[Run], row_bytes: int) -> list[Run]:
+    """Join runs that lie one behind the other."""
+    merged = [runs[0]]
+    for run in runs[1:]:
+        arena, rows, offset = merged[-1]
+        if run[0] == arena and run[2] == offset + rows * row_bytes:
+            merged[-1] = (arena, rows + run[1], offset)
+        else:
+            merged.append(run)
+    return merged

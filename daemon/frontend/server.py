@@ -1,0 +1,437 @@
+"""The front end itself: connections on one side, workers' rings on the other, the scheduler between them.
+
+One turn of the loop: read what clients sent (requests are submitted as they become complete), then dispatch
+once for all of them, with one doorbell per worker. Answers of workers become replies in the turn in which
+their doorbell rings, and places that they free are filled first.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+from tensord.ipc.descriptors import DONE, Kind, decode_failed
+from tensord.ipc.errors import (
+    ERRORS,
+    Cancelled,
+    DeadlineExceeded,
+    Fault,
+    ModelFault,
+    TensordError,
+    TooManyConnections,
+)
+from tensord.ipc.heartbeat import Activity, Heartbeat
+from tensord.ipc.limits import HELLO_TIMEOUT_S
+from tensord.ipc.ring import RingBroken
+from tensord.ipc.segment import Segment
+from tensord.ipc.statistics import Block, Counter, Phase, Word
+from tensord.ipc.wire import FrameType, frame
+
+from .. import messages as m
+from ..log import configure, get_logger
+from ..scheduling.policy import GlobalPolicy, ModelPolicy
+from ..scheduling.request import Batch, ReleaseReason
+from ..scheduling.scheduler import Scheduler
+from .connection import ClientArena, Connection, Limits
+from .ingest import Ingest
+from .models import Model, Models
+from .replies import result_frame
+from .requests import InferRequest, batch_body
+from .timer import Timer
+from .worker_port import WorkerPort
+
+SWEEP_S: Final = 0.5
+"""Between two looks at stalled connections, gauges and the heartbeat."""
+
+DRAIN_LOOK_S: Final = 0.02
+SCRATCH_BYTES: Final = 128 * 1024
+"""Read buffer shared by all connections: one read takes thirty requests of 4 KiB."""
+
+ACCEPT_BACKLOG: Final = 4096
+
+FAULT_COUNTERS: Final = {
+    Fault.CLIENT: Counter.FAILED_CLIENT,
+    Fault.OPERATOR: Counter.FAILED_OPERATOR,
+    Fault.MODEL: Counter.FAILED_MODEL,
+    Fault.DAEMON: Counter.FAILED_DAEMON,
+}
+RELEASE_COUNTERS: Final = {reason: Counter[f"RELEASED_{reason.name}"] for reason in ReleaseReason}
+
+
+class FrontEnd:
+    """One generation of the front end; `run` returns when the supervisor says stop or is gone."""
+
+    def __init__(self, link: m.Link) -> None:
+        self.link = link
+        self.limits = Limits()
+        self.models = Models()
+        self.scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self.draining = False
+        self.scheduler: Scheduler[InferRequest] = Scheduler()
+        self.instance: int
+        self.ingest: Ingest
+        self.ingest_view: memoryview
+        self._block: Block
+        self._heartbeat: Heartbeat
+        self._loop: asyncio.AbstractEventLoop
+        self._server: asyncio.Server
+        self._stopped: asyncio.Future[None]
+        self._ports: dict[int, WorkerPort] = {}
+        self._running: dict[int, Batch[InferRequest]] = {}
+        self._connections: set[Connection] = set()
+        self._connections_max = 1
+        self._tickets: dict[int, tuple[Connection, int]] = {}
+        self._next_ticket = 1
+        self._dispatch_wanted = False
+        self._timer = Timer()
+        self._knobs = m.KnobValues(0, {}, {}, {})
+        self._log = get_logger()
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self) -> None:
+        """Serve until the supervisor says stop or ends."""
+        self._loop = asyncio.get_running_loop()
+        self._stopped = self._loop.create_future()
+        self._loop.add_reader(self.link.fileno(), self._receive)
+        self._loop.add_reader(self._timer.fd, self._timer_fired)
+        await self._stopped
+        for connection in list(self._connections):
+            connection.transport.abort()
+
+    def _set_up(self, setup: m.FrontendSetup, fds: list[int]) -> None:
+        listener_fd, ingest_fd, statistics_fd = fds
+        self.instance = setup.instance
+        self._segments = Segment(ingest_fd, setup.ingest_bytes), Segment(statistics_fd, setup.statistics_bytes)
+        self.ingest = Ingest(setup.ingest_bytes)
+        self.ingest_view = self._segments[0].view
+        self._block = Block(self._segments[1].view)
+        self._block.words[Word.PID] = os.getpid()
+        self._block.words[Word.GENERATION] = setup.generation
+        self._heartbeat = Heartbeat(self._block)
+        self._heartbeat.enter(Activity.STARTING, time.monotonic_ns())
+        self._listener = socket.socket(fileno=listener_fd)
+        self._sweep()
+
+    async def _listen(self) -> None:
+        self._server = await self._loop.create_unix_server(
+            lambda: Connection(self), sock=self._listener, backlog=ACCEPT_BACKLOG
+        )
+        self._heartbeat.enter(Activity.IDLE, time.monotonic_ns())
+        self._send(m.FrontendReady())
+
+    def _stop(self) -> None:
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+    # ── the supervisor ──────────────────────────────────────────────────────────────────────────
+
+    def _send(self, message: m.Message) -> None:
+        try:
+            self.link.send(message)
+        except m.LinkClosed:
+            self._stop()
+
+    def _receive(self) -> None:
+        try:
+            self.link.flush()
+            while (received := self.link.receive()) is not None:
+                self._handle(*received)
+        except m.LinkClosed:
+            self._stop()
+
+    def _handle(self, message: m.AnyMessage, fds: list[int]) -> None:
+        now = time.monotonic_ns()
+        match message:
+            case m.FrontendSetup():
+                self._set_up(message, fds)
+            case m.Listen():
+                self._task = self._loop.create_task(self._listen())
+            case m.KnobValues():
+                self._apply_knobs(message)
+            case m.ModelServed():
+                self._add_model(message)
+            case m.WorkerJoined():
+                self._add_worker(message, fds)
+            case m.WorkerGone(worker):
+                self._remove_worker(now, worker)
+            case m.ReplicaReady(worker, index):
+                self.models.by_index[index].replicas.add(worker)
+                self.scheduler.add_replica(now, worker, index)
+            case m.ReplicaExpected(index, expected, reason):
+                for request, error in self.scheduler.expect_replica(now, index, expected, reason):
+                    self._answer_error(request, error)
+            case m.ArenaMade(ticket, arena, nbytes):
+                connection, request_id = self._tickets.pop(ticket)
+                connection.arena_made(request_id, arena, nbytes, fds[0])
+            case m.ArenaRefused(ticket, code, data):
+                connection, request_id = self._tickets.pop(ticket)
+                connection.arena_refused(request_id, ERRORS[code](**data))
+            case m.Drain():
+                self._drain(now)
+            case m.Stop():
+                self._stop()
+        self._want_dispatch()
+
+    def _apply_knobs(self, values: m.KnobValues) -> None:
+        general: dict[str, Any] = values.general
+        self._knobs = values
+        configure("frontend", general["log_level"])
+        self.limits.in_flight_max = general["in_flight_max"]
+        self.limits.in_flight_bytes_max = general["in_flight_bytes_max"]
+        self.limits.inline_bytes_max = general["inline_bytes_max"]
+        self.limits.arena_bytes_max = general["arena_bytes_max"]
+        self.limits.read_budget_bytes = general["read_budget_bytes"]
+        self.limits.stall_timeout_ns = general["stall_timeout_s"] * 10**9
+        self._connections_max = general["connections_max"]
+        self.scheduler.set_global(GlobalPolicy(general["pipeline_depth"], general["ageing_ms"] * 10**6))
+        for model in self.models.by_index.values():
+            policy = self._policy(model)
+            self.scheduler.set_policy(model.index, policy)
+        self._block.words[Word.EPOCH] = values.epoch
+        self._send(m.KnobsApplied(values.epoch))
+
+    def _policy(self, model: Model) -> ModelPolicy:
+        """The model's knobs in force, taken over by the model and as the scheduler's policy."""
+        values: dict[str, Any] = {**self._knobs.general, **self._knobs.models.get(model.name, {})}
+        model.apply(values)
+        return ModelPolicy(
+            max_batch=values["max_batch"],
+            window_ns=values["window_us"] * 1000,
+            queue_max=values["queue_max"],
+            weight=values["weight"],
+            order=values["order"],
+            balance=values["balance"],
+            retries=values["retries"],
+        )
+
+    def _add_model(self, served: m.ModelServed) -> None:
+        model = self.models.add(served)
+        self.scheduler.add_model(model.index, model.name, self._policy(model), idempotent=model.idempotent)
+
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────
+
+    def _add_worker(self, joined: m.WorkerJoined, fds: list[int]) -> None:
+        port = WorkerPort(joined.worker, joined.device, joined.generation, fds)
+        self._ports[joined.worker] = port
+        self.scheduler.add_worker(joined.worker, joined.device)
+        self._loop.add_reader(port.bell.fileno(), self._answered, port)
+
+    def _remove_worker(self, now: int, worker: int) -> None:
+        """The process is gone: what it had answered counts, what it had in flight runs again or is refused."""
+        port = self._ports.pop(worker, None)
+        if port is None:
+            return
+        self._answered(port)
+        self._loop.remove_reader(port.bell.fileno())
+        port.close()
+        for model in self.models.by_index.values():
+            model.replicas.discard(worker)
+        self._running = {key: batch for key, batch in self._running.items() if batch.worker != worker}
+        lost = self.scheduler.remove_worker(now, worker)
+        for request, error in lost.refused:
+            self._answer_error(request, error)
+        for request in lost.requeued:
+            self._block.count(request.model, Counter.RETRIED)
+            if request.cancelled:
+                self.cancel(request)
+
+    def _answered(self, port: WorkerPort) -> None:
+        """The worker's doorbell rang."""
+        now = time.monotonic_ns()
+        completed: list[tuple[Batch[InferRequest], int, TensordError | None]] = []
+        try:
+            for kind, body in port.answers():
+                completed.append(self._completed(port, now, kind, body))
+        except (RingBroken, KeyError, ValueError) as error:
+            self._log.error("worker's answers make no sense", worker=port.worker, reason=str(error))
+            self._loop.remove_reader(port.bell.fileno())
+            self._send(m.WorkerAccused(port.worker, port.generation, str(error)))
+        self._dispatch()
+        for batch, compute_ns, failure in completed:
+            if failure is None:
+                self._reply(now, batch, compute_ns)
+            else:
+                self._fail_batch(batch, failure)
+
+    def _completed(
+        self, port: WorkerPort, now: int, kind: int, body: bytes
+    ) -> tuple[Batch[InferRequest], int, TensordError | None]:
+        """Raises KeyError for a batch that is not running."""
+        error = None
+        if kind == Kind.DONE:
+            batch_id, compute_ns = DONE.unpack(body)
+        else:
+            batch_id, compute_ns, error = decode_failed(body)
+        if self._running[batch_id].worker != port.worker:
+            raise RingBroken(f"an answer to batch {batch_id}, which another worker has")
+        batch = self._running.pop(batch_id)
+        self.scheduler.complete(now, batch, compute_ns)
+        return batch, compute_ns, error
+
+    # ── dispatch ────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, request: InferRequest) -> None:
+        """A request has arrived whole."""
+        now = time.monotonic_ns()
+        request.arrival_ns = now
+        block, index = self._block, request.model
+        block.count(index, Counter.REQUESTS)
+        block.count(index, Counter.ROWS, request.rows)
+        block.observe(index, Phase.RECEIVE, now - request.received_ns)
+        error = self.scheduler.submit(now, request)
+        if error is None:
+            self._want_dispatch()
+        else:
+            self._answer_error(request, error)
+
+    def cancel(self, request: InferRequest) -> None:
+        """The client does not want the answer any more; it still gets one."""
+        if self.scheduler.cancel(time.monotonic_ns(), request):
+            self._answer_error(request, Cancelled())
+        else:
+            request.cancelled = True
+
+    def _want_dispatch(self) -> None:
+        if not self._dispatch_wanted:
+            self._dispatch_wanted = True
+            self._loop.call_soon(self._dispatch)
+
+    def _timer_fired(self) -> None:
+        self._timer.fired()
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Release what the scheduler releases now, refuse what has expired, and set the timer for the rest."""
+        self._dispatch_wanted = False
+        now = time.monotonic_ns()
+        scheduler = self.scheduler
+        for request in scheduler.expire(now):
+            self._block.count(request.model, Counter.EXPIRED)
+            self._answer_error(request, DeadlineExceeded("queue", round((now - request.deadline_ns) / 1e6, 3)))
+        ringing = set()
+        for batch in scheduler.dispatch(now):
+            port = self._ports[batch.worker]
+            port.send(batch_body(batch, self.models.by_index[batch.model]))
+            ringing.add(port)
+            self._running[batch.id] = batch
+            self._block.count(batch.model, RELEASE_COUNTERS[batch.reason])
+        for port in ringing:
+            port.ring()
+        self._timer.arm(scheduler.wake_at())
+
+    # ── answers ─────────────────────────────────────────────────────────────────────────────────
+
+    def _reply(self, now: int, batch: Batch[InferRequest], compute_ns: int) -> None:
+        """Send every request of a batch its result; several for one connection go out in one write."""
+        block, index = self._block, batch.model
+        replies: dict[Connection, list[bytes | memoryview]] = {}
+        for request in batch.requests:
+            if request.cancelled:
+                self._answer_error(request, Cancelled())
+                continue
+            queue_ns = batch.released_ns - request.arrival_ns
+            parts = result_frame(request, self.ingest_view, batch.rows, queue_ns, compute_ns)
+            replies.setdefault(request.connection, []).extend(parts)
+            block.observe(index, Phase.QUEUE, queue_ns)
+        for connection, frames in replies.items():
+            connection.send(b"".join(frames))
+        succeeded = inline_bytes = arena_bytes = 0
+        done = time.monotonic_ns()
+        for request in batch.requests:
+            if request.cancelled:
+                continue
+            form = request.form
+            succeeded += 1
+            inline_bytes += form.payload_bytes
+            arena_bytes += sum(place.nbytes for place in form.input_places)
+            block.observe(index, Phase.REQUEST, done - request.received_ns)
+            request.connection.finished(request)
+        block.observe(index, Phase.REPLY, done - now, succeeded)
+        block.count(index, Counter.SUCCEEDED, succeeded)
+        block.count(index, Counter.INLINE_BYTES, inline_bytes)
+        block.count(index, Counter.ARENA_BYTES, arena_bytes)
+
+    def _fail_batch(self, batch: Batch[InferRequest], error: TensordError) -> None:
+        """The model failed on this batch. One bad request must not fail its neighbours: run each alone."""
+        if len(batch.requests) > 1 and isinstance(error, ModelFault):
+            again = self.scheduler.retry_alone(time.monotonic_ns(), batch)
+            for request in again:
+                self._block.count(request.model, Counter.RETRIED)
+                if request.cancelled:
+                    self.cancel(request)
+            self._want_dispatch()
+            refused: Iterable[InferRequest] = set(batch.requests) - set(again)
+        else:
+            refused = batch.requests
+        for request in refused:
+            self._answer_error(request, Cancelled() if request.cancelled else error)
+
+    def _answer_error(self, request: InferRequest, error: TensordError) -> None:
+        counter = Counter.CANCELLED if isinstance(error, Cancelled) else FAULT_COUNTERS[error.fault]
+        self._block.count(request.model, counter)
+        request.connection.send_error(request.request_id, error)
+        request.connection.finished(request)
+
+    # ── connections ─────────────────────────────────────────────────────────────────────────────
+
+    def connection_opened(self, connection: Connection) -> TensordError | None:
+        """Count a new connection; an error if it is one too many."""
+        if len(self._connections) >= self._connections_max:
+            return TooManyConnections(self._connections_max)
+        self._connections.add(connection)
+        self._block.words[Word.CONNECTIONS_TOTAL] += 1
+        return None
+
+    def connection_closed(self, connection: Connection) -> None:
+        """Drop the requests that wait; those that run are dropped when their batch is done."""
+        self._connections.discard(connection)
+        for request in list(connection.in_flight.values()):
+            self.cancel(request)
+
+    def want_arena(self, connection: Connection, request_id: int, nbytes: int) -> None:
+        """Ask the supervisor for an arena; it answers with ArenaMade or ArenaRefused."""
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        self._tickets[ticket] = (connection, request_id)
+        self._send(m.ArenaWanted(ticket, nbytes))
+
+    def return_arena(self, arena: ClientArena) -> None:
+        """No lease is left in it, and its client is through with it."""
+        self._send(m.ArenaReturned(arena.arena))
+
+    # ── periodic ────────────────────────────────────────────────────────────────────────────────
+
+    def _sweep(self) -> None:
+        now = time.monotonic_ns()
+        for connection in list(self._connections):
+            connection.check_stall(now, int(HELLO_TIMEOUT_S * 1e9))
+        if self.link.backlog:
+            self._receive()
+        self._heartbeat.beat(now)
+        words = self._block.words
+        words[Word.CONNECTIONS] = len(self._connections)
+        words[Word.QUEUED] = self.scheduler.queued
+        words[Word.RUNNING] = sum(len(batch.requests) for batch in self._running.values())
+        words[Word.INGEST_USED_BYTES] = self.ingest.statistics().chunk_bytes
+        words[Word.LOOP_TURNS] += 1
+        self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _drain(self, now: int) -> None:
+        """Accept nothing new, tell the clients, and say Drained when everything is answered."""
+        self.draining = True
+        self._heartbeat.enter(Activity.STOPPING, now)
+        self._server.close()
+        self.scheduler.drain(now)
+        for connection in self._connections:
+            connection.send(frame(FrameType.CLOSE, 0))
+        self._look_drained()
+
+    def _look_drained(self) -> None:
+        unread = any(connection.transport.get_write_buffer_size() for connection in self._connections)
+        if self._running or self.scheduler.queued or unread:
+            self._loop.call_later(DRAIN_LOOK_S, self._look_drained)
+        else:
+            self._send(m.Drained())

@@ -1,0 +1,83 @@
+"""What runs next on a worker: priority class, then model, then tenant, then the order policy.
+
+Each level is one field of an Offer, so the hierarchy is the comparison of tuples, left to right.
+"""
+
+from typing import NamedTuple
+
+from .batching import release_at_ns, release_reason
+from .model import ModelQueue
+from .queues import BucketQueue
+from .request import ReleaseReason, Request
+from .workers import Worker
+
+
+class Offer(NamedTuple):
+    """A batch that could be released to a worker now. The lowest goes first; no two have the same `seq`."""
+
+    priority: int
+    """Class of the leader, ageing counted."""
+    start_tag: float
+    """The model's place in the fair shares of this worker (fairness.py)."""
+    round: int
+    """With `turn`, the tenant's place in its model's deficit round robin (tenants.py)."""
+    turn: int
+    order_key: float
+    """The leader's place in the order policy."""
+    seq: int
+    leader: Request
+    reason: ReleaseReason
+
+
+def best_offer(now: int, worker: Worker, ageing_ns: int, *, draining: bool) -> Offer | None:
+    """What should be released to `worker`, which has a free place; None: waiting is better."""
+    best: Offer | None = None
+    for model in worker.models.values():
+        for bucket in model.waiting:
+            cost = model.costs.of(bucket.key, worker.device)
+            reason = release_reason(now, bucket, cost, model.policy, idle=not worker.in_flight, draining=draining)
+            if reason is None:
+                continue
+            offer = _offer(now, worker, bucket, ageing_ns, reason)
+            if (best is None or offer < best) and chosen_worker(model, offer.leader) is worker:
+                best = offer
+    return best
+
+
+def _offer(now: int, worker: Worker, bucket: BucketQueue, ageing_ns: int, reason: ReleaseReason) -> Offer:
+    """The best of the bucket's priority classes: one of them is a whole offer, so it is only compared."""
+    model = bucket.model
+    best: Offer | None = None
+    for level in bucket.levels:
+        if level.count:
+            priority, leader = level.leader(now, ageing_ns)
+            assert leader.home is not None
+            account, order = leader.home.account, leader.home.order
+            tag = worker.clocks[priority].start_tag(model.key)
+            offer = Offer(priority, tag, account.round, account.turn, order.key(leader), leader.seq, leader, reason)
+            if best is None or offer < best:
+                best = offer
+    assert best is not None
+    return best
+
+
+def chosen_worker(model: ModelQueue, leader: Request) -> Worker | None:
+    """The worker for the batch that `leader` leads; None to wait, for a worker that has no place now."""
+    replicas = model.replicas
+    if len(replicas) == 1:
+        return next(iter(replicas.values()))
+    return model.balance.choose(tuple(replicas.values()), leader)
+
+
+def next_release_ns(model: ModelQueue, *, draining: bool) -> int | None:
+    """When best_offer() could find something of `model` if nothing else happens; None: not before an event."""
+    earliest_ns: int | None = None
+    for bucket in model.waiting:
+        worker = chosen_worker(model, bucket.head) if model.replicas else None
+        if worker is None or not worker.has_place():
+            continue
+        cost = model.costs.of(bucket.key, worker.device)
+        at_ns = release_at_ns(bucket, cost, model.policy, idle=not worker.in_flight, draining=draining)
+        if earliest_ns is None or at_ns < earliest_ns:
+            earliest_ns = at_ns
+    return earliest_ns

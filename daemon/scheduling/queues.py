@@ -1,0 +1,233 @@
+"""Where requests wait: a bucket holds three priority classes, a class its tenants, a tenant its ordered requests.
+
+    ModelQueue (model.py)
+    └── BucketQueue     requests that may share a batch
+        └── Level       one per priority class
+            └── TenantQueue, in a Ring     sorted by the order policy
+
+Counts are exact at every level; the queues themselves are emptied lazily (see LazyQueue).
+"""
+
+from collections.abc import Callable, Hashable
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+from tensord.ipc.limits import PRIORITY_CLASSES
+
+from .lazy_queue import LazyQueue
+from .order import OrderPolicy
+from .request import Request, RequestState
+from .tenants import Account, Ring
+
+if TYPE_CHECKING:
+    from .model import ModelQueue
+
+TENANTS_KEPT: Final = 16
+"""Empty tenant queues that a level keeps for the next request; with more it drops them all."""
+
+_by_seq = attrgetter("seq")
+_by_deadline = attrgetter("deadline_ns")
+_RUNNING: Final = RequestState.RUNNING
+_QUEUED: Final = RequestState.QUEUED
+
+
+class TenantQueue:
+    """One tenant's requests of one bucket and priority class."""
+
+    __slots__ = ("account", "count", "level", "listed", "name", "order")
+
+    def __init__(self, level: "Level", name: str, account: Account, order: OrderPolicy) -> None:
+        self.level = level
+        self.name = name
+        self.account = account
+        self.order = order
+        self.count = 0
+        """Living requests."""
+        self.listed = False
+        """Whether the level's ring has an entry for it."""
+
+    def leave(self) -> None:
+        """The ring has dropped this empty queue; the next request of the tenant makes a new one."""
+        self.listed = False
+        self.level.tenants.pop(self.name, None)
+
+    def reorder(self, make_order: Callable[[], OrderPolicy]) -> None:
+        """Sort by another policy from now on."""
+        waiting, self.order = self.order.living(), make_order()
+        for request in waiting:
+            self.order.push(request)
+
+
+class Level:
+    """The requests of one bucket and priority class."""
+
+    __slots__ = ("ages", "bucket", "count", "priority", "ring", "tenants")
+
+    def __init__(self, bucket: "BucketQueue", priority: int) -> None:
+        self.bucket = bucket
+        self.priority = priority
+        self.count = 0
+        """Living requests."""
+        self.ages = LazyQueue(_by_seq)
+        """All of them, the oldest first."""
+        self.tenants: dict[str, TenantQueue] = {}
+        self.ring = Ring()
+
+    def push(self, request: Request) -> None:
+        tenant = self.tenants.get(request.tenant)
+        if tenant is None or not tenant.count:
+            tenant = self._join(request.tenant, tenant)
+        tenant.count += 1
+        self.count += 1
+        request.home = tenant
+        tenant.order.push(request)
+        self.ages.push(request)
+
+    def _join(self, name: str, tenant: TenantQueue | None) -> TenantQueue:
+        """The queue of a tenant that has nothing here yet; in the ring, with its account up to date."""
+        model = self.bucket.model
+        account = model.joined_account(name)
+        if tenant is None:
+            tenant = self.tenants[name] = TenantQueue(self, name, account, model.make_order())
+        tenant.account = account
+        if not tenant.listed:
+            tenant.listed = True
+            self.ring.add(tenant)
+        return tenant
+
+    def leader(self, now: int, ageing_ns: int) -> tuple[int, Request]:
+        """The request of this level that goes first, and the class it counts for; at least one is waiting.
+
+        Ageing raises those that have waited long. Where the tenant whose turn it is has waited less long than
+        the oldest of the level, the oldest goes first: turns may not keep anybody waiting for ever.
+        """
+        leader = self.ring.first().order.peek()
+        assert leader is not None
+        if not self.priority or not ageing_ns:
+            return self.priority, leader
+        oldest = self.ages.peek()
+        assert oldest is not None
+        raised = min((now - oldest.arrival_ns) // ageing_ns, self.priority)
+        if raised <= 0:
+            return self.priority, leader
+        if (now - leader.arrival_ns) // ageing_ns < raised:
+            leader = oldest
+        return self.priority - raised, leader
+
+    def clear(self) -> None:
+        """Nothing is alive any more: let go of what lazy deletion has left."""
+        self.ages.clear()
+        if len(self.tenants) > TENANTS_KEPT:
+            self.tenants.clear()
+            self.ring.clear()
+        for tenant in self.tenants.values():
+            tenant.order.clear()
+
+
+class BucketQueue:
+    """The requests of one model that may share a batch."""
+
+    __slots__ = ("count", "deadlines", "key", "levels", "model", "rows")
+
+    def __init__(self, model: "ModelQueue", key: Hashable) -> None:
+        self.model = model
+        self.key = key
+        self.count = 0
+        """Living requests."""
+        self.rows = 0
+        """Their rows."""
+        self.levels = tuple(Level(self, priority) for priority in range(PRIORITY_CLASSES))
+        self.deadlines = LazyQueue(_by_deadline)
+
+    def push(self, request: Request) -> None:
+        """Queue a request at its place in the order, new or back from a lost worker."""
+        self.count += 1
+        self.rows += request.rows
+        self.levels[request.priority].push(request)
+        self.deadlines.push(request)
+        request.state = _QUEUED
+
+    def remove(self, request: Request, state: RequestState) -> None:
+        """Take one of its requests out; `state` says why."""
+        tenant = request.home
+        assert tenant is not None
+        request.home = None
+        request.state = state
+        tenant.count -= 1
+        tenant.level.count -= 1
+        self.rows -= request.rows
+        self.count -= 1
+        if not self.count:
+            self.clear()
+
+    def take(self, leader: Request, rows_max: int, row_ns: float, quantum_ns: float) -> list[Request]:
+        """Take the requests of a batch: the leader, then class by class whoever has the turn, while they fit.
+
+        A leader that is a suspect, or larger than a batch, goes alone. Where the next request does not fit, the
+        batch is closed: skipping over it would reorder. With a row's price `row_ns` above 0 tenants pay for
+        their rows; it is 0 where the model has only one tenant.
+        """
+        assert leader.home is not None
+        account = leader.home.account
+        self.remove(leader, _RUNNING)
+        taken = [leader]
+        if row_ns:
+            self.model.advance_round(account)
+            account.charge(leader.rows * row_ns, quantum_ns)
+        if leader.solo or not self.count:
+            return taken
+        rows = self._fill(taken, leader.rows, rows_max, row_ns, quantum_ns)
+        self.count -= len(taken) - 1
+        self.rows -= rows - leader.rows
+        if not self.count:
+            self.clear()
+        return taken
+
+    def _fill(self, taken: list[Request], rows: int, rows_max: int, row_ns: float, quantum_ns: float) -> int:
+        """Append to `taken` what fits beside its `rows`; the rows of the whole."""
+        for level in self.levels:
+            while level.count:
+                tenant = level.ring.first()
+                account, peek = tenant.account, tenant.order.peek
+                if row_ns:
+                    self.model.advance_round(account)
+                while tenant.count:
+                    request = peek()
+                    assert request is not None
+                    if rows + request.rows > rows_max or request.solo:
+                        return rows
+                    request.home = None
+                    request.state = _RUNNING
+                    rows += request.rows
+                    taken.append(request)
+                    tenant.count -= 1
+                    level.count -= 1
+                    if row_ns and account.charge(request.rows * row_ns, quantum_ns):
+                        break
+        return rows
+
+    def clear(self) -> None:
+        """Nothing is alive any more: hold no reference to what was here."""
+        self.deadlines.clear()
+        for level in self.levels:
+            if level.tenants:
+                level.clear()
+
+    @property
+    def head(self) -> Request:
+        """The request that goes first where nobody has aged; at least one is waiting."""
+        level = next(level for level in self.levels if level.count)
+        return level.leader(now=0, ageing_ns=0)[1]
+
+    @property
+    def oldest_arrival_ns(self) -> int:
+        """When its oldest request arrived; at least one is waiting."""
+        heads = [level.ages.peek() for level in self.levels if level.count]
+        return min(head.arrival_ns for head in heads if head is not None)
+
+    @property
+    def earliest_deadline_ns(self) -> int:
+        """At least one request is waiting."""
+        head = self.deadlines.peek()
+        assert head is not None
+        return head.deadline_ns

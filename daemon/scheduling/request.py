@@ -1,0 +1,141 @@
+"""Requests and batches: what goes into the scheduler and what comes out of it."""
+
+from collections.abc import Hashable
+from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from .model import ModelQueue
+    from .queues import TenantQueue
+
+
+class RequestState(IntEnum):
+    """Where a request is. It moves NEW → QUEUED → RUNNING → DONE; a lost worker moves it back to QUEUED."""
+
+    NEW = 0  # the caller's: not submitted yet
+    QUEUED = 1  # the scheduler's: `home` is the queue that holds it
+    RUNNING = 2  # in exactly one batch, which a worker holds
+    DONE = 3  # its batch was completed
+    EXPIRED = 4  # its deadline passed in the queue; expire() returns it, or has
+    CANCELLED = 5  # cancel() removed it from the queue
+    REFUSED = 6  # an error was returned for it: by submit(), or after it had been accepted
+
+
+class ReleaseReason(StrEnum):
+    """Why a batch did not wait for more rows. Where several hold, the first of this list is recorded."""
+
+    FULL = "full"  # the rows that wait are enough for a whole batch
+    IDLE = "idle"  # the worker had nothing in flight: waiting would waste it
+    WINDOW = "window"  # the oldest request has waited for the batching window
+    DEADLINE = "deadline"  # waiting longer would miss a deadline, as predicted
+    DRAIN = "drain"  # the daemon drains: nothing more is to come
+
+
+class Request:
+    """One request as the scheduler sees it. The front end subclasses it and adds slots of its own.
+
+    The first eight fields are the caller's and never change after submit(). The others are the
+    scheduler's: callers may read them.
+    """
+
+    __slots__ = (
+        "arrival_ns",
+        "attempts",
+        "bucket",
+        "deadline_ns",
+        "home",
+        "model",
+        "priority",
+        "rows",
+        "seq",
+        "session",
+        "solo",
+        "state",
+        "tenant",
+    )
+
+    def __init__(
+        self,
+        *,
+        model: int,
+        bucket: Hashable,
+        tenant: str,
+        priority: int,
+        rows: int,
+        arrival_ns: int,
+        deadline_ns: int,
+        session: int = 0,
+    ) -> None:
+        self.model = model
+        """Key of the model version, as given to add_model()."""
+        self.bucket = bucket
+        """Only requests with equal buckets share a batch: data type and trailing shape, or a padded size."""
+        self.tenant = tenant
+        self.priority = priority
+        """0 high, 1 normal, 2 low."""
+        self.rows = rows
+        self.arrival_ns = arrival_ns
+        self.deadline_ns = deadline_ns
+        """The request never starts at or after this time, in the nanoseconds of `arrival_ns`."""
+        self.session = session
+        """For balance policies that keep a session on one replica; 0 for none."""
+
+        self.state = RequestState.NEW
+        self.seq = 0
+        """Place in the order of submission over all models; kept when the request runs again."""
+        self.attempts = 0
+        """Workers that died while they held the request."""
+        self.solo = False
+        """A suspect: it was in flight when a worker died or its model failed, so it runs alone from now on."""
+        self.home: TenantQueue | None = None
+        """The queue that holds it; None while it is not queued. Lazy deletion is setting this to None."""
+
+
+R = TypeVar("R", bound=Request)
+
+
+class Batch(Generic[R]):
+    """Requests of one model and bucket that one worker runs together."""
+
+    __slots__ = (
+        "bucket",
+        "id",
+        "model",
+        "predicted_ns",
+        "priority",
+        "queue",
+        "reason",
+        "released_ns",
+        "requests",
+        "rows",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        id: int,  # noqa: A002 - the name of the field
+        queue: "ModelQueue",
+        bucket: Hashable,
+        worker: int,
+        requests: list[R],
+        rows: int,
+        reason: ReleaseReason,
+        released_ns: int,
+        predicted_ns: int,
+        priority: int,
+    ) -> None:
+        self.id = id
+        """Unique over the scheduler's life, so what a dead worker left behind is never taken for new."""
+        self.queue = queue
+        """The scheduler's own: the model it came from, even if that was removed meanwhile."""
+        self.model = queue.key
+        self.bucket = bucket
+        self.worker = worker
+        self.requests = requests
+        self.rows = rows
+        self.reason = reason
+        self.released_ns = released_ns
+        self.predicted_ns = predicted_ns
+        """Device time that the batch is expected to take, in nanoseconds."""
+        self.priority = priority
+        """Priority class (0 high to 2 low, ageing counted) that the batch was released for."""

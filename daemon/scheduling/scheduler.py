@@ -1,0 +1,299 @@
+"""The scheduler: requests in, batches out; nothing else decides what runs next.
+
+Theory
+------
+The scheduler holds no socket, clock, process or tensor. Its driver passes the time, in nanoseconds of one
+monotonic clock, with every event: the front end passes the real time, tests and simulations a virtual one.
+One turn of the driver is
+
+    expire(now) → submit(now, …), complete(now, …), … → dispatch(now) → sleep until wake_at() or an event
+
+What runs next on a worker that has a free place is decided level by level:
+
+    priority class    strict: 0 before 1 before 2. A request that has waited k times `ageing_ns` counts as k
+                      classes higher, so nothing waits for ever (ageing as in time-sharing systems).
+    model             weighted fair share of this device's time: start-time fair queueing (Goyal, Vin & Cheng,
+                      SIGCOMM 1996) with predicted device time, corrected when the batch is back. See fairness.py.
+    tenant            deficit round robin (Shreedhar & Varghese, SIGCOMM 1995) in predicted device time, over all
+                      buckets of the model. See tenants.py.
+    request           the model's order policy among all that the tenant has sent. See order.py.
+
+That finds the batch's *leader*. The batch then fills with requests of the same model and bucket, class by class
+and tenant by tenant, lower classes too: rows that would stay empty cost nothing. It closes at the first request
+that does not fit, because skipping over it would reorder. Order is kept per tenant, class and bucket: requests of
+another bucket cannot share the batch, and waiting for them would leave it nearly empty.
+
+A batch is released by the rule in batching.py: full, worker idle, window over, deadline near, draining. Waiting for
+more rows is only worth it while the worker has something to do: an idle one takes what there is.
+
+Where a model has several replicas, its balance policy picks one among those with a free place, and only that one
+gets the batch. Execution time is learned per model, bucket and device (cost.py); all predictions come from there.
+
+A worker that dies makes suspects of all requests it held: they go back to their old place and run again alone, on a
+worker that has nothing else in flight (it is *reserved*: it empties its pipeline first), so that the second death
+convicts the right one (recovery.py).
+
+Cost: submit() and the share of a request in dispatch() and complete() are O(log tenants), and constant with one
+tenant; a released batch costs a look at every model and bucket that has requests waiting, which are few. Removing a
+request from the middle is lazy: it loses its home, and its entries are dropped when they come to a front.
+The only bound on the queues is admission (admission.py): everything else here is proportional to what is queued.
+"""
+
+from typing import Final, Generic, cast
+
+from tensord.ipc.errors import TensordError
+
+from .admission import admit
+from .hierarchy import best_offer, next_release_ns
+from .model import ModelQueue
+from .policy import GlobalPolicy, ModelPolicy
+from .recovery import Lost, refuse_queued, run_alone, take_back
+from .request import Batch, R, ReleaseReason, Request, RequestState
+from .statistics import SchedulerStatistics, model_statistics, worker_statistics
+from .workers import Worker
+
+_NEVER: Final = 2**63 - 1
+_DONE: Final = RequestState.DONE
+
+
+class Scheduler(Generic[R]):
+    """Decides which requests run together, when and where. R is the driver's subclass of Request.
+
+    Every accepted request leaves exactly once: in a batch that is completed, from expire(), by cancel(), or
+    with an error from remove_model(), remove_worker() or expect_replica(). Not thread-safe.
+    """
+
+    def __init__(self, policy: GlobalPolicy | None = None) -> None:
+        self._policy = policy or GlobalPolicy()
+        self._models: dict[int, ModelQueue] = {}
+        self._workers: dict[int, Worker] = {}
+        self._draining = False
+        self._submitted = 0
+        self._released = 0
+        self._overdue: list[Request] = []
+        """Expired, but not yet returned by expire()."""
+        self._deadline_ns = _NEVER
+        """No queued request has an earlier deadline; the true earliest may be later."""
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────
+
+    def submit(self, now: int, request: R) -> TensordError | None:
+        """Queue a request; None: accepted. An error: refused, and the scheduler keeps nothing of it."""
+        model = self._models[request.model]
+        error = admit(now, request, model)
+        if error is not None:
+            return model.refuse(request, error)
+        self._submitted = request.seq = self._submitted + 1
+        model.submitted += 1
+        model.push(request)
+        if request.deadline_ns < self._deadline_ns:
+            self._deadline_ns = request.deadline_ns
+        return None
+
+    def cancel(self, now: int, request: R) -> bool:  # noqa: ARG002 - every event carries its time
+        """True: it was queued and is now removed. False: it is running or has ended; drop its result."""
+        if request.home is None:
+            return False
+        model = self._models[request.model]
+        model.remove(request, RequestState.CANCELLED)
+        model.cancelled += 1
+        return True
+
+    def expire(self, now: int) -> list[R]:
+        """The queued requests whose deadline has passed, each once; they are removed."""
+        if now >= self._deadline_ns:
+            self._collect_overdue(now)
+        if not self._overdue:
+            return []
+        overdue, self._overdue = self._overdue, []
+        return cast("list[R]", overdue)
+
+    def _collect_overdue(self, now: int) -> None:
+        self._deadline_ns = _NEVER
+        for model in self._models.values():
+            self._overdue += model.take_overdue(now)
+            for bucket in model.waiting:
+                self._deadline_ns = min(self._deadline_ns, bucket.earliest_deadline_ns)
+
+    # ── batches ─────────────────────────────────────────────────────────────────────────────────
+
+    def dispatch(self, now: int) -> list[Batch[R]]:
+        """All batches that should go to workers now, one per worker and round."""
+        batches: list[Batch[R]] = []
+        while True:
+            before = len(batches)
+            for worker in self._workers.values():
+                if worker.has_place() and (batch := self._next_batch(now, worker)):
+                    batches.append(batch)
+            if len(batches) == before:
+                return batches
+
+    def next_batch(self, now: int, worker_id: int) -> Batch[R] | None:
+        """The batch that this worker should get now; None: its pipeline is full, or waiting is better."""
+        worker = self._workers[worker_id]
+        return self._next_batch(now, worker) if worker.has_place() else None
+
+    def _next_batch(self, now: int, worker: Worker) -> Batch[R] | None:
+        if now >= self._deadline_ns:
+            self._collect_overdue(now)
+        offer = best_offer(now, worker, self._policy.ageing_ns, draining=self._draining)
+        if offer is None:
+            return None
+        if offer.leader.solo:
+            worker.reserved = True
+            if worker.in_flight:
+                return None
+        return self._release(now, worker, offer.leader, offer.priority, offer.reason)
+
+    def _release(self, now: int, worker: Worker, leader: Request, priority: int, reason: ReleaseReason) -> Batch[R]:
+        model = self._models[leader.model]
+        requests = cast("list[R]", model.take(leader, worker.device))
+        rows = sum([request.rows for request in requests])
+        predicted_ns = model.costs.of(leader.bucket, worker.device).predicted_ns(rows)
+        self._released += 1
+        batch = Batch(
+            self._released, model, leader.bucket, worker.id, requests, rows, reason, now, predicted_ns, priority
+        )
+        worker.start(batch, model.policy.weight)
+        model.running += len(requests)
+        model.released[reason] += 1
+        return batch
+
+    def complete(self, now: int, batch: Batch[R], compute_ns: int) -> None:  # noqa: ARG002 - as in cancel()
+        """A batch came back after `compute_ns` of device time (0: unknown); its place is free again.
+
+        What became of its requests is the driver's business. A batch of a worker that was removed is ignored.
+        """
+        worker = self._workers.get(batch.worker)
+        if worker is None or not worker.finish(batch):
+            return
+        model, requests = batch.queue, batch.requests
+        for request in requests:
+            request.state = _DONE
+        model.running -= len(requests)
+        model.completed += len(requests)
+        if compute_ns > 0:
+            model.device_ns += compute_ns
+            model.costs.learn(batch.bucket, worker.device, batch.rows, compute_ns)
+            excess_ns = compute_ns - batch.predicted_ns
+            worker.clocks[batch.priority].correct(batch.model, excess_ns, model.policy.weight)
+
+    def retry_alone(self, now: int, batch: Batch[R]) -> list[R]:  # noqa: ARG002 - as in cancel()
+        """The model failed on a completed batch of several requests: those returned run again, each alone.
+
+        Empty where that may not be or proves nothing: not idempotent, no retries, removed, or one request only.
+        """
+        again = run_alone(batch)
+        self._note_deadlines(again)
+        return again
+
+    def wake_at(self) -> int | None:
+        """When expire() or dispatch() could next do something without another event; None: never.
+
+        Never too late; seldom too early: a deadline may be that of a request that has left. After
+        expire(now) and dispatch(now) it is later than `now`.
+        """
+        if self._overdue:
+            return self._overdue[0].deadline_ns
+        wake_ns = _NEVER
+        for model in self._models.values():
+            if model.waiting:
+                release_ns = next_release_ns(model, draining=self._draining)
+                wake_ns = min(wake_ns, self._deadline_ns, _NEVER if release_ns is None else release_ns)
+        return None if wake_ns == _NEVER else wake_ns
+
+    def drain(self, now: int) -> None:  # noqa: ARG002 - as in cancel()
+        """From now on no batch waits for more rows. Requests are still accepted; refusing them is the driver's."""
+        self._draining = True
+
+    # ── models, workers, replicas ───────────────────────────────────────────────────────────────
+
+    def set_global(self, policy: GlobalPolicy) -> None:
+        """Obey other settings from now on. What is in flight beyond a smaller pipeline runs to its end."""
+        self._policy = policy
+        for worker in self._workers.values():
+            worker.pipeline_depth = policy.pipeline_depth
+
+    def add_model(self, key: int, name: str, policy: ModelPolicy, *, idempotent: bool) -> None:
+        """A model version can be asked for; it has no replica and none is expected yet."""
+        assert key not in self._models
+        self._models[key] = ModelQueue(key, name, policy, idempotent=idempotent)
+
+    def set_policy(self, key: int, policy: ModelPolicy) -> None:
+        """Obey other settings for this model from now on; nothing is lost or doubled."""
+        self._models[key].set_policy(policy)
+
+    def remove_model(self, now: int, key: int) -> list[tuple[R, TensordError]]:
+        """The model is gone: its queued requests are refused. What is in flight of it still completes."""
+        model = self._models[key]
+        refused = refuse_queued(now, model)
+        for worker_id in list(model.replicas):
+            self.remove_replica(now, worker_id, key)
+        model.removed = True
+        del self._models[key]
+        return cast("list[tuple[R, TensordError]]", refused)
+
+    def expect_replica(self, now: int, key: int, expected: bool, reason: str) -> list[tuple[R, TensordError]]:
+        """Say whether a replica is being loaded, so that requests may wait although there is none.
+
+        Without a replica and without hope what waits is refused, and whatever comes is: `reason` says why.
+        """
+        model = self._models[key]
+        model.expected, model.reason = expected, reason
+        hopeless = not expected and not model.replicas
+        return cast("list[tuple[R, TensordError]]", refuse_queued(now, model) if hopeless else [])
+
+    def add_worker(self, worker_id: int, device: str) -> None:
+        """A worker is there; it has no replica yet. The id of a removed worker may be used again."""
+        assert worker_id not in self._workers
+        self._workers[worker_id] = Worker(worker_id, device, self._policy.pipeline_depth)
+
+    def remove_worker(self, now: int, worker_id: int) -> Lost[R]:  # noqa: ARG002 - as in cancel()
+        """The worker died: its replicas are gone, and what it had in flight runs again or is refused.
+
+        A request that runs again waits in the queue even beyond queue_max, and without a replica until
+        expect_replica() gives up hope. One whose deadline has passed is requeued too; expire() returns it.
+        """
+        worker = self._workers.pop(worker_id)
+        for model in worker.models.values():
+            del model.replicas[worker_id]
+        lost: Lost[R] = Lost([], [])
+        for batch in worker.in_flight.values():
+            part = take_back(batch)
+            lost.requeued.extend(part.requeued)
+            lost.refused.extend(part.refused)
+        self._note_deadlines(lost.requeued)
+        return lost
+
+    def _note_deadlines(self, requeued: list[R]) -> None:
+        self._deadline_ns = min([self._deadline_ns, *(request.deadline_ns for request in requeued)])
+
+    def add_replica(self, now: int, worker_id: int, key: int) -> None:  # noqa: ARG002 - as in cancel()
+        """The worker has loaded the model and may get its batches."""
+        model, worker = self._models[key], self._workers[worker_id]
+        model.replicas[worker_id] = worker
+        worker.models[key] = model
+
+    def remove_replica(self, now: int, worker_id: int, key: int) -> None:  # noqa: ARG002 - as in cancel()
+        """The worker gets no more batches of the model; those in flight still complete."""
+        del self._models[key].replicas[worker_id]
+        self._workers[worker_id].remove_model(key)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait, those included that expire() has yet to return."""
+        return sum(model.queued for model in self._models.values()) + len(self._overdue)
+
+    def statistics(self) -> SchedulerStatistics:
+        """All counters now."""
+        models = tuple(model_statistics(model) for model in self._models.values())
+        workers = tuple(worker_statistics(worker) for worker in self._workers.values())
+        return SchedulerStatistics(
+            queued_requests=sum(model.queued_requests for model in models),
+            queued_rows=sum(model.queued_rows for model in models),
+            running_requests=sum(model.running_requests for model in models),
+            running_batches=sum(worker.in_flight_batches for worker in workers),
+            draining=self._draining,
+            models=models,
+            workers=workers,
+        )

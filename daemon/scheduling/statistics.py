@@ -1,0 +1,111 @@
+"""What the scheduler counts, as values: admin pages, metrics and tests read only these."""
+
+from dataclasses import dataclass
+
+from .model import ModelQueue
+from .request import ReleaseReason
+from .workers import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """One model. Every accepted request is in exactly one place:
+
+    submitted = queued + running + completed + expired + cancelled + refused_accepted
+    """
+
+    key: int
+    name: str
+    replicas: int
+    """Workers that have it loaded."""
+    queued_requests: int
+    """Requests that wait now."""
+    queued_rows: int
+    """Rows that wait now."""
+    running_requests: int
+    """Requests in flight on workers now."""
+    submitted: int
+    """Requests accepted since the model was added."""
+    completed: int
+    """Requests whose batch came back, with results or an error, and that did not run again."""
+    expired: int
+    """Accepted requests whose deadline passed while they waited."""
+    cancelled: int
+    """Accepted requests removed by cancel() while they waited."""
+    requeued: int
+    """Times that a request was queued again, because its worker died or the model failed on its batch."""
+    refused: dict[int, int]
+    """Requests that got an error from the scheduler, by error code: at submit() or after they were accepted."""
+    refused_accepted: int
+    """Of those, the ones that had been accepted."""
+    released: dict[ReleaseReason, int]
+    """Batches, by the reason of their release."""
+    device_ns: int
+    """Device time of its completed batches, in nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """One worker."""
+
+    worker_id: int
+    device: str
+    models: int
+    """Models that have a replica here."""
+    in_flight_batches: int
+    """Batches released to it and not completed."""
+    outstanding_ns: int
+    """Predicted device time of those, in nanoseconds."""
+    reserved: bool
+    """It empties its pipeline for a suspect request, or runs one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStatistics:
+    """The whole scheduler."""
+
+    queued_requests: int
+    """Requests that wait now, all models."""
+    queued_rows: int
+    """Rows that wait now."""
+    running_requests: int
+    """Requests in flight on workers now, those of removed models apart."""
+    running_batches: int
+    """Batches in flight on workers now."""
+    draining: bool
+    """drain() was called."""
+    models: tuple[ModelStatistics, ...]
+    workers: tuple[WorkerStatistics, ...]
+
+
+def model_statistics(model: ModelQueue) -> ModelStatistics:
+    """A model's counters now."""
+    return ModelStatistics(
+        key=model.key,
+        name=model.name,
+        replicas=len(model.replicas),
+        queued_requests=model.queued,
+        queued_rows=sum(bucket.rows for bucket in model.waiting),
+        running_requests=model.running,
+        submitted=model.submitted,
+        completed=model.completed,
+        expired=model.expired,
+        cancelled=model.cancelled,
+        requeued=model.requeued,
+        refused=dict(model.refused),
+        refused_accepted=model.refused_accepted,
+        released=dict(model.released),
+        device_ns=model.device_ns,
+    )
+
+
+def worker_statistics(worker: Worker) -> WorkerStatistics:
+    """A worker's counters now."""
+    return WorkerStatistics(
+        worker_id=worker.id,
+        device=worker.device,
+        models=len(worker.models),
+        in_flight_batches=len(worker.in_flight),
+        outstanding_ns=worker.outstanding_ns,
+        reserved=worker.reserved,
+    )

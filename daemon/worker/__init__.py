@@ -1,0 +1,1 @@
+"""A worker: one process per device, the only kind that imports torch."""

@@ -1,0 +1,60 @@
+"""The arenas that a worker maps, as byte tensors."""
+
+import mmap
+from collections.abc import Sequence
+
+import torch
+
+from tensord.ipc.arena import map_arena
+from tensord.ipc.descriptors import Run
+
+from .device import Device
+
+
+class UnknownArena(Exception):
+    """A descriptor names an arena that is not mapped here."""
+
+
+class Memory:
+    """Arena number → its bytes in host memory, known to the device."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._regions: dict[int, torch.Tensor] = {}
+
+    def map_shared(self, arena: int, fd: int, nbytes: int) -> None:
+        """Map a segment of the daemon's own; `fd` stays the caller's."""
+        self._regions[arena] = self._device.open_region(mmap.mmap(fd, nbytes))
+
+    def map_client(self, arena: int, fd: int, nbytes: int) -> None:
+        """Map a client's arena after checking its seals; `fd` stays the caller's."""
+        self._regions[arena] = self._device.open_region(map_arena(fd, nbytes))
+
+    def unmap(self, arena: int) -> None:
+        """Forget an arena; the memory goes when the last tensor on it does."""
+        region = self._regions.pop(arena, None)
+        if region is not None:
+            self._device.close_region(region)
+
+    def unmap_all(self) -> None:
+        """Forget all arenas: their generation is over."""
+        for arena in list(self._regions):
+            self.unmap(arena)
+
+    def knows(self, arena: int) -> bool:
+        """Whether the arena is mapped."""
+        return arena in self._regions
+
+    def parts(self, runs: Sequence[Run], row_bytes: int) -> list[torch.Tensor]:
+        """The byte ranges of a tensor's runs. Raises UnknownArena.
+
+        The front end has checked offsets and lengths; a slice beyond the end would only come out shorter,
+        and fail when it is given its shape.
+        """
+        parts = []
+        for arena, rows, offset in runs:
+            region = self._regions.get(arena)
+            if region is None:
+                raise UnknownArena(arena)
+            parts.append(region[offset : offset + rows * row_bytes])
+        return parts
