@@ -9,7 +9,8 @@ The script prints the accuracy on it and writes to `--output` (where `model.py` 
 * `warmup.safetensors`, eight held-out images with their logits;
 
 and to `--images` twelve held-out images as 8-bit grey PNG, named `NN_label-D.png`. A dataset value v from 0 to 16
-is the grey level 15 * v, so `np.asarray(Image.open(path), dtype=np.float32) / 15` is exactly the model's input.
+is the grey level 15 * v, and the model's input is what image code hands on everywhere: the grey level divided by
+255, `np.asarray(Image.open(path), dtype=np.float32) / 255`.
 """
 
 import argparse
@@ -47,7 +48,7 @@ ROTATION_DEGREES = 10.0
 
 @dataclass(frozen=True)
 class Split:
-    """Images of shape (n, 1, 8, 8) with values from 0 to 16, and their digits."""
+    """Images of shape (n, 1, 8, 8), grey levels divided by 255, and their digits."""
 
     train_images: NDArray[np.float32]
     train_digits: NDArray[np.int64]
@@ -58,7 +59,7 @@ class Split:
 def split_digits() -> Split:
     """The one split of the data set: the same on every machine and in every run."""
     data = load_digits()
-    images = data.images.astype(np.float32)[:, None]
+    images = (data.images * GREY_PER_LEVEL).astype(np.float32)[:, None] / np.float32(255)
     digits = data.target.astype(np.int64)
     parts = train_test_split(images, digits, test_size=HELD_OUT, stratify=digits, random_state=SEED)
     train_images, held_out_images, train_digits, held_out_digits = parts
@@ -157,7 +158,7 @@ def write_images(split: Split, directory: Path) -> None:
     others = [index for index in range(len(digits)) if index not in firsts]
     directory.mkdir(parents=True, exist_ok=True)
     for number, index in enumerate([*firsts, *others][:IMAGES]):
-        grey = (split.held_out_images[index, 0] * GREY_PER_LEVEL).astype(np.uint8)
+        grey = (split.held_out_images[index, 0] * 255).round().astype(np.uint8)
         Image.fromarray(grey).save(directory / f"{number:02}_label-{digits[index]}.png")
 
 

@@ -26,6 +26,10 @@ SEALS: Final = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW
 MADV_POPULATE_WRITE: Final = 23
 """madvise(2), since Linux 5.14: fault all pages in, without changing their contents."""
 
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+"""fallocate(2)."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -68,3 +72,12 @@ def prefault(mapping: mmap.mmap) -> None:
     """
     address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
     _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(len(mapping)), MADV_POPULATE_WRITE)
+
+
+def release_pages(fd: int, nbytes: int) -> None:
+    """Give the memory of an arena back although somebody may still map it: it reads as zeros from now on.
+
+    A client that keeps its mapping after it has given the arena back would otherwise hold memory that is
+    counted as free.
+    """
+    _libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(nbytes))

@@ -58,3 +58,19 @@ CLIENT_TIMEOUT_S: Final = 30.0
 
 HELLO_TIMEOUT_S: Final = 10.0
 """A connection that has not said HELLO by then is closed."""
+
+BATCH_REQUESTS_MAX: Final = 1_024
+"""Requests in one batch: bounds a batch's descriptor to 1,024 runs per tensor; a batch closes there as full."""
+
+RING_BYTES: Final = 2 * 1024 * 1024
+"""Bytes of a work ring: three descriptors of the largest kind, thousands of the usual kind. A descriptor that
+finds no room waits in the front end until the worker has answered."""
+
+DONE_RING_BYTES: Final = 64 * 1024
+"""Bytes of a done ring: an answer takes at most 33 cells, and at most 8 batches are unanswered per worker."""
+
+ERROR_BYTES_MAX: Final = 2_048
+"""Bytes of a model's error on its way from the worker; longer reasons are cut."""
+
+PIPELINE_DEPTH_MAX: Final = 8
+"""Ceiling of the knob `pipeline_depth`: batches that a worker may have unanswered. The done ring is sized by it."""

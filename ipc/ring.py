@@ -101,6 +101,10 @@ class Producer:
         self._free += cells
         assert self._free <= self._cells
 
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._view = memoryview(b"")
+
     @property
     def free_cells(self) -> int:
         """Cells that can be written now."""
@@ -150,3 +154,7 @@ class Consumer:
             if kind != PADDING:
                 return kind, body, consumed
         return None
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._view = memoryview(b"")

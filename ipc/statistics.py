@@ -1,6 +1,6 @@
 """The statistics page: each process counts into its own block of shared memory, and everybody may read.
 
-    block = 64 words │ per model: 32 counters │ per model and phase: 112 histogram buckets        (all u64)
+    block = 64 words │ per model: 32 counters │ per model and phase: 110 histogram buckets        (all u64)
 
 There is one writer per block and no lock: a reader sees every word as it was at some moment (aligned eight
 bytes are stored at once on every CPU that torch runs on), not all words of one moment. Reading costs the
@@ -22,8 +22,8 @@ OCTAVE_MIN: Final = 10
 """2**10 ns: faster is counted in the first bucket."""
 OCTAVE_MAX: Final = 37
 """2**37 ns = 137 s: slower is counted in the last bucket."""
-BUCKETS: Final = (OCTAVE_MAX - OCTAVE_MIN) * BUCKETS_PER_OCTAVE + 4
-assert BUCKETS == 112
+BUCKETS: Final = (OCTAVE_MAX - OCTAVE_MIN) * BUCKETS_PER_OCTAVE + 2
+assert BUCKETS == 110
 
 
 class Word(IntEnum):

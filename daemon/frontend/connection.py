@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntFlag
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from tensord.ipc.allocator import RangeSet
 from tensord.ipc.errors import (
@@ -145,15 +145,14 @@ class Connection(asyncio.BufferedProtocol):
     # ── asyncio ─────────────────────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         sock = transport.get_extra_info("socket")
         _, self.uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
         self.tenant = str(self.uid)
         duplicate = socket.socket(fileno=os.dup(sock.fileno()))
         duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         duplicate.close()
-        transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES)
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES)
         refusal = self.host.connection_opened(self)
         if refusal is not None:
             self.send_error(0, refusal)

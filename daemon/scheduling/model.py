@@ -12,7 +12,7 @@ from .order import ORDER_POLICIES, OrderPolicy
 from .policy import ModelPolicy
 from .queues import BucketQueue
 from .request import ReleaseReason, Request, RequestState
-from .tenants import QUANTA_PER_BATCH, Account
+from .tenants import Account
 from .workers import Worker
 
 BUCKETS_KEPT: Final = 64
@@ -127,10 +127,16 @@ class ModelQueue:
         bucket = leader.home.level.bucket
         rows_max = self.policy.max_batch
         if len(self.accounts) > 1:
-            full_ns = self.costs.of(bucket.key, device).predicted_ns(rows_max)
-            taken = bucket.take(leader, rows_max, full_ns / rows_max, full_ns / QUANTA_PER_BATCH)
+            cost = self.costs.of(bucket.key, device)
+            row_ns = cost.predicted_ns(rows_max) / rows_max
+            taken, shares = bucket.take(leader, rows_max, row_ns)
+            rows = sum(shares.values())
+            # The price was that of a full batch; what this one costs is known only now.
+            excess_ns = cost.predicted_ns(rows) / rows - row_ns
+            for account, share in shares.items():
+                account.charge(share * excess_ns)
         else:
-            taken = bucket.take(leader, rows_max, 0.0, 1.0)
+            taken, _ = bucket.take(leader, rows_max, 0.0)
         self._left(bucket, len(taken))
         return taken
 
@@ -159,9 +165,11 @@ class ModelQueue:
             del self.waiting[bucket]
             if len(self.buckets) > BUCKETS_KEPT:
                 del self.buckets[bucket.key]
+            if not self.waiting:
+                self.accounts.clear()
 
     def joined_account(self, tenant: str) -> Account:
-        """The account of a tenant that begins to wait."""
+        """The account of a tenant that begins to wait. When nobody waits, all begin anew."""
         account = self.accounts.get(tenant)
         if account is None:
             if len(self.accounts) >= self.sweep_at:

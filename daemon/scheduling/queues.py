@@ -117,11 +117,12 @@ class Level:
     def clear(self) -> None:
         """Nothing is alive any more: let go of what lazy deletion has left."""
         self.ages.clear()
+        self.ring.clear()
         if len(self.tenants) > TENANTS_KEPT:
             self.tenants.clear()
-            self.ring.clear()
         for tenant in self.tenants.values():
             tenant.order.clear()
+            tenant.listed = False
 
 
 class BucketQueue:
@@ -160,50 +161,54 @@ class BucketQueue:
         if not self.count:
             self.clear()
 
-    def take(self, leader: Request, rows_max: int, row_ns: float, quantum_ns: float) -> list[Request]:
+    def take(self, leader: Request, rows_max: int, row_ns: float) -> tuple[list[Request], dict[Account, int]]:
         """Take the requests of a batch: the leader, then class by class whoever has the turn, while they fit.
 
         A leader that is a suspect, or larger than a batch, goes alone. Where the next request does not fit, the
-        batch is closed: skipping over it would reorder. With a row's price `row_ns` above 0 tenants pay for
-        their rows; it is 0 where the model has only one tenant.
+        batch is closed: skipping over it would reorder. With a price `row_ns` above 0 tenants pay for each row,
+        and the accounts come back with their rows; it is 0 where the model has only one tenant.
         """
         assert leader.home is not None
-        account = leader.home.account
+        account, rows = leader.home.account, leader.rows
+        taken, shares = [leader], {account: rows}
         self.remove(leader, _RUNNING)
-        taken = [leader]
         if row_ns:
             self.model.advance_round(account)
-            account.charge(leader.rows * row_ns, quantum_ns)
-        if leader.solo or not self.count:
-            return taken
-        rows = self._fill(taken, leader.rows, rows_max, row_ns, quantum_ns)
-        self.count -= len(taken) - 1
-        self.rows -= rows - leader.rows
-        if not self.count:
-            self.clear()
-        return taken
+            account.charge(rows * row_ns)
+        if self.count and not leader.solo:
+            filled = self._fill(taken, rows, rows_max, row_ns, shares)
+            self.count -= len(taken) - 1
+            self.rows -= filled - rows
+            if not self.count:
+                self.clear()
+        return taken, shares
 
-    def _fill(self, taken: list[Request], rows: int, rows_max: int, row_ns: float, quantum_ns: float) -> int:
+    def _fill(self, taken: list[Request], rows: int, rows_max: int, row_ns: float, shares: dict[Account, int]) -> int:
         """Append to `taken` what fits beside its `rows`; the rows of the whole."""
         for level in self.levels:
             while level.count:
                 tenant = level.ring.first()
-                account, peek = tenant.account, tenant.order.peek
+                account, peek, rows_before = tenant.account, tenant.order.peek, rows
                 if row_ns:
                     self.model.advance_round(account)
-                while tenant.count:
+                closed = turn_over = False
+                while tenant.count and not turn_over:
                     request = peek()
                     assert request is not None
                     if rows + request.rows > rows_max or request.solo:
-                        return rows
+                        closed = True
+                        break
                     request.home = None
                     request.state = _RUNNING
                     rows += request.rows
                     taken.append(request)
                     tenant.count -= 1
                     level.count -= 1
-                    if row_ns and account.charge(request.rows * row_ns, quantum_ns):
-                        break
+                    if row_ns:
+                        turn_over = account.charge(request.rows * row_ns)
+                shares[account] = shares.get(account, 0) + rows - rows_before
+                if closed:
+                    return rows
         return rows
 
     def clear(self) -> None:

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from .queues import TenantQueue
 
-QUANTA_PER_BATCH: Final = 8
-"""A quantum is this part of a full batch's device time: so many tenants can share one batch evenly."""
+QUANTUM_NS: Final = 100_000
+"""What a tenant's deficit grows by in a round, in nanoseconds of predicted device time. One value for all buckets and
+devices, since rounds must mean the same everywhere. Smaller mixes tenants more finely within a batch; larger gives
+longer runs of one tenant's rows. As laps are computed, it may be far smaller than a request."""
 
 _turns = count(1)
 
@@ -46,14 +48,14 @@ class Account:
             self.turn = next(_turns)
             self.deficit_ns = 0.0
 
-    def charge(self, cost_ns: float, quantum_ns: float) -> bool:
-        """Pay for a request; True when the tenant's turn is over. `quantum_ns` is above 0."""
+    def charge(self, cost_ns: float) -> bool:
+        """Pay for device time, or get some back (negative); True when the tenant's turn is over."""
         self.deficit_ns -= cost_ns / self.weight
         if self.deficit_ns > 0:
             return False
-        laps = int(-self.deficit_ns // quantum_ns) + 1
+        laps = int(-self.deficit_ns // QUANTUM_NS) + 1
         self.round += laps
-        self.deficit_ns += laps * quantum_ns
+        self.deficit_ns += laps * QUANTUM_NS
         self.turn = next(_turns)
         return True
 

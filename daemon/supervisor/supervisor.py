@@ -137,9 +137,8 @@ class Supervisor:
 
     def _add_place(self, worker: int, device: DevicePlan, page: Page) -> None:
         threads = int(self.knobs.device(device.name, "threads")) or max(1, len(device.cores))
-        pinned = sum(len(plan.cores) for plan in self._devices.values())
-        cpu_workers = sum(1 for plan in self._devices.values() if plan.cores)
-        spin = not device.cores or pinned > cpu_workers
+        taken = {core for plan in self._devices.values() for core in plan.cores}
+        spin = not os.sched_getaffinity(0) <= taken  # a core is left for the front end
         self.places[worker] = WorkerPlace(self, worker, device.name, device.cores, page, threads=threads, spin=spin)
 
     def _signalled(self) -> None:
@@ -454,6 +453,11 @@ class Supervisor:
             if place.state not in (State.READY, State.LOADING)
         ]
         return reasons
+
+    @property
+    def device_names(self) -> list[str]:
+        """The devices of this instance."""
+        return list(self._devices)
 
     @property
     def state(self) -> str:

@@ -1,0 +1,5 @@
+"""The command line: `tensord serve`, `demo`, `infer`, `models`, `status`, `get`, `set`, `check-config`, `version`."""
+
+from .app import main
+
+__all__ = ["main"]
