@@ -39,7 +39,7 @@ def best_offer(now: int, worker: Worker, ageing_ns: int, *, draining: bool) -> O
             if reason is None:
                 continue
             offer = _offer(now, worker, bucket, ageing_ns, reason)
-            if (best is None or offer < best) and chosen_worker(model, offer.leader) is worker:
+            if (best is None or offer < best) and chosen_worker(bucket, offer.leader) is worker:
                 best = offer
     return best
 
@@ -61,19 +61,26 @@ def _offer(now: int, worker: Worker, bucket: BucketQueue, ageing_ns: int, reason
     return best
 
 
-def chosen_worker(model: ModelQueue, leader: Request) -> Worker | None:
-    """The worker for the batch that `leader` leads; None to wait, for a worker that has no place now."""
-    replicas = model.replicas
+def chosen_worker(bucket: BucketQueue, leader: Request) -> Worker | None:
+    """The worker for the batch that `leader` leads; None, or one without a free place: it has to wait.
+
+    A bucket waits as long as a worker empties its pipeline for one of its suspects, lest every worker did.
+    """
+    replicas = tuple(bucket.model.replicas.values())
     if len(replicas) == 1:
-        return next(iter(replicas.values()))
-    return model.balance.choose(tuple(replicas.values()), leader)
+        return replicas[0]
+    for worker in replicas:
+        suspect = worker.reserved_for
+        if suspect is not None and suspect.home is not None and suspect.home.level.bucket is bucket:
+            return None
+    return bucket.model.balance.choose(replicas, leader)
 
 
 def next_release_ns(model: ModelQueue, *, draining: bool) -> int | None:
     """When best_offer() could find something of `model` if nothing else happens; None: not before an event."""
     earliest_ns: int | None = None
     for bucket in model.waiting:
-        worker = chosen_worker(model, bucket.head) if model.replicas else None
+        worker = chosen_worker(bucket, bucket.head) if model.replicas else None
         if worker is None or not worker.has_place():
             continue
         cost = model.costs.of(bucket.key, worker.device)

@@ -120,13 +120,17 @@ class Scheduler(Generic[R]):
     def dispatch(self, now: int) -> list[Batch[R]]:
         """All batches that should go to workers now, one per worker and round."""
         batches: list[Batch[R]] = []
-        while True:
-            before = len(batches)
+        changed = True
+        while changed:
+            changed = False
             for worker in self._workers.values():
-                if worker.has_place() and (batch := self._next_batch(now, worker)):
-                    batches.append(batch)
-            if len(batches) == before:
-                return batches
+                if worker.has_place():
+                    batch = self._next_batch(now, worker)
+                    if batch is not None:
+                        batches.append(batch)
+                    # A worker that has just been reserved makes others the best for what is left.
+                    changed |= batch is not None or not worker.has_place()
+        return batches
 
     def next_batch(self, now: int, worker_id: int) -> Batch[R] | None:
         """The batch that this worker should get now; None: its pipeline is full, or waiting is better."""
@@ -140,7 +144,7 @@ class Scheduler(Generic[R]):
         if offer is None:
             return None
         if offer.leader.solo:
-            worker.reserved = True
+            worker.reserved_for = offer.leader
             if worker.in_flight:
                 return None
         return self._release(now, worker, offer.leader, offer.priority, offer.reason)

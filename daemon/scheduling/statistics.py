@@ -107,5 +107,5 @@ def worker_statistics(worker: Worker) -> WorkerStatistics:
         models=len(worker.models),
         in_flight_batches=len(worker.in_flight),
         outstanding_ns=worker.outstanding_ns,
-        reserved=worker.reserved,
+        reserved=worker.reserved_for is not None,
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from tensord.ipc.limits import PRIORITY_CLASSES
 
 from .fairness import ShareClock
-from .request import Batch
+from .request import Batch, Request
 
 if TYPE_CHECKING:
     from .model import ModelQueue
@@ -22,7 +22,7 @@ class Worker:
         "models",
         "outstanding_ns",
         "pipeline_depth",
-        "reserved",
+        "reserved_for",
         "used_at",
     )
 
@@ -39,14 +39,14 @@ class Worker:
         """Predicted device time of all that is in flight, in nanoseconds."""
         self.used_at = 0
         """Id of the last batch released to it; 0 for none."""
-        self.reserved = False
-        """It empties its pipeline for a suspect, or runs one: it takes nothing else. Over when it is empty."""
+        self.reserved_for: Request | None = None
+        """The suspect that it empties its pipeline for, or runs: it takes nothing else. Over when it is empty."""
         self.clocks = tuple(ShareClock() for _ in range(PRIORITY_CLASSES))
         """The models' shares of this device, one clock per priority class (the classes do not share, they rank)."""
 
     def has_place(self) -> bool:
         """Whether a batch may be released to it now."""
-        return len(self.in_flight) < self.pipeline_depth and not self.reserved
+        return len(self.in_flight) < self.pipeline_depth and self.reserved_for is None
 
     def start(self, batch: Batch[Any], weight: float) -> None:
         """`batch` was released to this worker; its model weighs `weight`."""
@@ -61,7 +61,7 @@ class Worker:
             return False
         self.outstanding_ns -= batch.predicted_ns
         if not self.in_flight:
-            self.reserved = False
+            self.reserved_for = None
         return True
 
     def remove_model(self, key: int) -> None:

@@ -41,6 +41,9 @@ from .rings import Rings
 from .workers import WorkerPlace
 
 FRONTEND: Final = "frontend"
+FRONTEND_BACKOFF_MAX_S: Final = 0.5
+"""Nothing is served without a front end, and it starts in a quarter of a second: back off just enough not to spin."""
+
 WATCH_S: Final = 0.5
 """Between two looks at the heartbeats."""
 
@@ -228,12 +231,12 @@ class Supervisor:
         self.acknowledgements.leave(FRONTEND)
         self._acknowledged.set()
         for arena in self.arenas:
-            self._arena_returned(arena.arena)
+            self._forget_arena(arena.arena)
         if self.draining:
             self._stop_children()
             return
         self.frontend_restarts += 1
-        delay_s = self._backoff.died(lived_s, float(self.knobs.general("backoff_max_s")))
+        delay_s = self._backoff.died(lived_s, FRONTEND_BACKOFF_MAX_S)
         self._log.warning("front end ended", how=ending(returncode), again_in_s=round(delay_s, 2))
         self._loop.call_later(delay_s, self._restart_frontend)
 
@@ -295,7 +298,7 @@ class Supervisor:
             return
         self.arenas.made(arena, fd, wanted.nbytes)
         if generation != self.frontend_generation or self.frontend is None:
-            self._arena_returned(arena)
+            self._forget_arena(arena)
             return
         for place in self.places.values():
             if place.child is not None and place.rings is not None:
@@ -303,10 +306,17 @@ class Supervisor:
         self._to_frontend(m.ArenaMade(wanted.ticket, arena, wanted.nbytes), [fd])
 
     def _arena_returned(self, arena: int) -> None:
+        """Its client is through with it: whatever it still maps, the memory is free."""
+        self._forget_arena(arena, release=True)
+
+    def _forget_arena(self, arena: int, *, release: bool = False) -> None:
+        """Without `release` its contents stay as long as somebody maps it: when the front end dies, a client may
+        just be reading a result that it was told of."""
         returned = self.arenas.returned(arena)
         if returned is None:
             return
-        release_pages(returned.fd, returned.nbytes)
+        if release:
+            release_pages(returned.fd, returned.nbytes)
         os.close(returned.fd)
         for place in self.places.values():
             if place.child is not None:
