@@ -90,7 +90,7 @@ class TensordError(Exception):
         return self.sentence.format(**self.data())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), tuple(self.data().values()))
+        return (type(self), tuple(self.data().values()), {"retry_after_ms": self.retry_after_ms})
 
 
 _error = dataclass(eq=False, repr=False)
@@ -450,7 +450,7 @@ def rebuild(code: int, text: str, data: bytes, retry_after_ms: int | None) -> Te
     error: TensordError
     try:
         error = msgspec.convert(msgspec.json.decode(data or b"{}"), ERRORS[code])
-    except (KeyError, msgspec.MsgspecError):
+    except (KeyError, ValueError, RecursionError):  # not JSON, not UTF-8, not these fields, nested without end
         error = UnknownError(code, text)
     error.retry_after_ms = retry_after_ms
     return error

@@ -24,6 +24,10 @@ LABELS_MAX: Final = 4_096
 META_BYTES_MAX: Final = 256 * 1024
 """Bytes of a frame between header and payload. 4,096 labels of 40 bytes fit; more is a BadFrame."""
 
+REQUEST_META_BYTES_MAX: Final = 4 * 1024
+"""The same for frames that a client sends: 32 tensor headers of 8 dimensions take 2,864. Bounds what a connection
+that stops in the middle of a frame holds in the daemon."""
+
 PAYLOAD_BYTES_MAX: Final = 64 * 1024 * 1024
 """Hard ceiling of an inline payload; the knob `inline_bytes_max` (1 MiB by default) is what clients meet.
 

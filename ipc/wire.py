@@ -180,11 +180,12 @@ class FrameReader:
     one copy from the kernel to its final place.
     """
 
-    __slots__ = ("_destinations", "_filled", "_remaining", "_scratch", "_sink", "_stash")
+    __slots__ = ("_destinations", "_filled", "_meta_bytes_max", "_remaining", "_scratch", "_sink", "_stash")
 
-    def __init__(self, sink: FrameSink, scratch: memoryview) -> None:
+    def __init__(self, sink: FrameSink, scratch: memoryview, meta_bytes_max: int = META_BYTES_MAX) -> None:
         assert len(scratch) > HEADER.size
         self._sink = sink
+        self._meta_bytes_max = meta_bytes_max
         self._scratch = scratch
         self._stash = b""
         self._remaining = 0
@@ -209,7 +210,7 @@ class FrameReader:
     def _ensure_scratch(self, stash_bytes: int) -> None:
         """A meta longer than the shared scratch gets a buffer of its own."""
         if stash_bytes >= len(self._scratch) // 2:
-            self._scratch = memoryview(bytearray(HEADER.size + META_BYTES_MAX + len(self._scratch)))
+            self._scratch = memoryview(bytearray(HEADER.size + self._meta_bytes_max + len(self._scratch)))
 
     def buffer_updated(self, nbytes: int) -> None:
         """`nbytes` were written into the buffer that `get_buffer` returned last. Raises BadFrame."""
@@ -226,8 +227,8 @@ class FrameReader:
             magic, frame_type, flags, meta_bytes, request_id, payload_bytes = HEADER.unpack_from(scratch, position)
             if magic != MAGIC:
                 raise BadFrame(f"magic is {magic:#06x}, not {MAGIC:#06x}")
-            if meta_bytes > META_BYTES_MAX:
-                raise BadFrame(f"meta_bytes is {meta_bytes}, at most {META_BYTES_MAX}")
+            if meta_bytes > self._meta_bytes_max:
+                raise BadFrame(f"meta_bytes is {meta_bytes}, at most {self._meta_bytes_max}")
             if payload_bytes > PAYLOAD_BYTES_MAX:
                 raise BadFrame(f"payload_bytes is {payload_bytes}, at most {PAYLOAD_BYTES_MAX}")
             meta_start = position + header_bytes
@@ -239,7 +240,7 @@ class FrameReader:
             if payload_bytes:
                 self._remaining = payload_bytes
                 self._filled = 0
-                self._destinations = None if destinations is None else list(destinations)
+                self._destinations = None if destinations is None else [each for each in destinations if len(each)]
                 position = self._skip_or_fill(position, end)
         if position < end:
             self._stash = bytes(scratch[position:end])
@@ -355,9 +356,7 @@ def encode_opened(request_id: int, handle: int, spec: ModelSpec) -> bytes:
     head = OPENED.pack(
         handle, spec.version, spec.rows_max, spec.idempotent, len(spec.inputs), len(spec.outputs), len(name)
     )
-    return frame(
-        FrameType.OPENED, request_id, head + name + b"".join(map(_encode_spec, (*spec.inputs, *spec.outputs)))
-    )
+    return frame(FrameType.OPENED, request_id, head + name + b"".join(map(_encode_spec, (*spec.inputs, *spec.outputs))))
 
 
 def decode_opened(meta: memoryview) -> tuple[int, ModelSpec]:
@@ -466,9 +465,7 @@ class TensorHeader:
 
     def encode(self) -> bytes:
         """The header as bytes."""
-        head = TENSOR.pack(
-            self.index, self.dtype, len(self.shape), self.lane, self.arena, self.offset, self.nbytes
-        )
+        head = TENSOR.pack(self.index, self.dtype, len(self.shape), self.lane, self.arena, self.offset, self.nbytes)
         return head + struct.pack(f"<{len(self.shape)}Q", *self.shape)
 
 

@@ -38,6 +38,7 @@ from tensord.ipc.limits import (
     ARENAS_PER_CONNECTION_MAX,
     PRIORITY_CLASSES,
     PROTOCOL_VERSION,
+    REQUEST_META_BYTES_MAX,
     SOCKET_BUFFER_BYTES,
 )
 from tensord.ipc.wire import (
@@ -125,7 +126,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, host: Host) -> None:
         self.host = host
         self.transport: asyncio.Transport
-        self.reader = FrameReader(self, host.scratch)
+        self.reader = FrameReader(self, host.scratch, REQUEST_META_BYTES_MAX)
         self.uid = -1
         self.tenant = ""
         self.greeted = False
@@ -263,7 +264,13 @@ class Connection(asyncio.BufferedProtocol):
         """See FrameSink."""
         request, self._arriving = self._arriving, None
         if request is not None:
-            self.host.submit(request)
+            self._submit(request)
+
+    def _submit(self, request: InferRequest) -> None:
+        """The request is complete. Only now may its bytes stop the reading: it would wait for itself before."""
+        if self.in_flight_bytes > self.host.limits.in_flight_bytes_max:
+            self.pause(Pause.IN_FLIGHT)
+        self.host.submit(request)
 
     def _control(self, frame_type: int, request_id: int, meta: memoryview) -> None:
         if not self.greeted:
@@ -408,10 +415,8 @@ class Connection(asyncio.BufferedProtocol):
             request.lease = self._lease(request)
         self.in_flight[request_id] = request
         self.in_flight_bytes += form.payload_bytes + form.reply_bytes
-        if self.in_flight_bytes > self.host.limits.in_flight_bytes_max:
-            self.pause(Pause.IN_FLIGHT)
         if not payload_bytes:
-            self.host.submit(request)
+            self._submit(request)
             return None
         self._arriving = request
         return self._destinations(request)

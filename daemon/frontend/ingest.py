@@ -30,6 +30,11 @@ CHUNK_ROWS_MIN: Final = 64
 should be contiguous, too."""
 
 
+SLABS_MAX: Final = 1_024
+"""Slabs kept; beyond it those without a chunk are forgotten. A client may ask for any mixture of lanes, and each
+is a slab of its own."""
+
+
 class Chunk:
     """Room for `rows_max` rows of each tensor of a slab."""
 
@@ -154,6 +159,9 @@ class Ingest:
         """The slab of this key, made on first use."""
         slab = self._slabs.get(key)
         if slab is None:
+            if len(self._slabs) >= SLABS_MAX:
+                self._trim()
+                self._slabs = {key: slab for key, slab in self._slabs.items() if slab.chunks}
             slab = self._slabs[key] = Slab(self, row_bytes)
         return slab
 

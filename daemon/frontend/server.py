@@ -59,6 +59,9 @@ FAULT_COUNTERS: Final = {
 }
 RELEASE_COUNTERS: Final = {reason: Counter[f"RELEASED_{reason.name}"] for reason in ReleaseReason}
 
+Completed = tuple[Batch[InferRequest], int, TensordError | None]
+"""A batch that is through, its compute time in nanoseconds, and the error of all of its requests if it failed."""
+
 
 class FrontEnd:
     """One generation of the front end; `run` returns when the supervisor says stop or is gone."""
@@ -224,7 +227,7 @@ class FrontEnd:
         port = self._ports.pop(worker, None)
         if port is None:
             return
-        self._answered(port)
+        completed = self._collect(now, port)
         self._loop.remove_reader(port.bell.fileno())
         port.close()
         for model in self.models.by_index.values():
@@ -237,11 +240,18 @@ class FrontEnd:
             self._block.count(request.model, Counter.RETRIED)
             if request.cancelled:
                 self.cancel(request)
+        self._deliver(now, completed)
 
     def _answered(self, port: WorkerPort) -> None:
-        """The worker's doorbell rang."""
+        """The worker's doorbell rang: fill the places that became free, then reply."""
         now = time.monotonic_ns()
-        completed: list[tuple[Batch[InferRequest], int, TensordError | None]] = []
+        completed = self._collect(now, port)
+        self._dispatch()
+        self._deliver(now, completed)
+
+    def _collect(self, now: int, port: WorkerPort) -> list[Completed]:
+        """What the worker has answered; answers that make no sense end it."""
+        completed: list[Completed] = []
         try:
             for kind, body in port.answers():
                 completed.append(self._completed(port, now, kind, body))
@@ -249,16 +259,16 @@ class FrontEnd:
             self._log.error("worker's answers make no sense", worker=port.worker, reason=str(error))
             self._loop.remove_reader(port.bell.fileno())
             self._send(m.WorkerAccused(port.worker, port.generation, str(error)))
-        self._dispatch()
+        return completed
+
+    def _deliver(self, now: int, completed: list[Completed]) -> None:
         for batch, compute_ns, failure in completed:
             if failure is None:
                 self._reply(now, batch, compute_ns)
             else:
                 self._fail_batch(batch, failure)
 
-    def _completed(
-        self, port: WorkerPort, now: int, kind: int, body: bytes
-    ) -> tuple[Batch[InferRequest], int, TensordError | None]:
+    def _completed(self, port: WorkerPort, now: int, kind: int, body: bytes) -> Completed:
         """Raises KeyError for a batch that is not running."""
         error = None
         if kind == Kind.DONE:

@@ -36,7 +36,7 @@ convicts the right one (recovery.py).
 Cost: submit() and the share of a request in dispatch() and complete() are O(log tenants), and constant with one
 tenant; a released batch costs a look at every model and bucket that has requests waiting, which are few. Removing a
 request from the middle is lazy: it loses its home, and its entries are dropped when they come to a front.
-The only bound on the queues is admission (admission.py): everything else here is proportional to what is queued.
+Queues are bounded by admission (admission.py); everything else here is proportional to what is queued.
 """
 
 from typing import Final, Generic, cast
@@ -44,11 +44,11 @@ from typing import Final, Generic, cast
 from tensord.ipc.errors import TensordError
 
 from .admission import admit
-from .hierarchy import best_offer, next_release_ns
+from .hierarchy import Offer, best_offer, next_release_ns
 from .model import ModelQueue
 from .policy import GlobalPolicy, ModelPolicy
 from .recovery import Lost, refuse_queued, run_alone, take_back
-from .request import Batch, R, ReleaseReason, Request, RequestState
+from .request import Batch, R, Request, RequestState
 from .statistics import SchedulerStatistics, model_statistics, worker_statistics
 from .workers import Worker
 
@@ -147,9 +147,10 @@ class Scheduler(Generic[R]):
             worker.reserved_for = offer.leader
             if worker.in_flight:
                 return None
-        return self._release(now, worker, offer.leader, offer.priority, offer.reason)
+        return self._release(now, worker, offer)
 
-    def _release(self, now: int, worker: Worker, leader: Request, priority: int, reason: ReleaseReason) -> Batch[R]:
+    def _release(self, now: int, worker: Worker, offer: Offer) -> Batch[R]:
+        leader, priority, reason = offer.leader, offer.priority, offer.reason
         model = self._models[leader.model]
         requests = cast("list[R]", model.take(leader, worker.device))
         rows = sum([request.rows for request in requests])

@@ -10,7 +10,7 @@ from tensord.ipc.segment import Segment
 
 @dataclass(slots=True)
 class Rings:
-    """Made by the supervisor, used by the other two, closed here as soon as both have them."""
+    """Made by the supervisor, used by the other two; closed here when the next generation replaces them."""
 
     generation: int
     fds: tuple[int, int, int, int]

@@ -90,7 +90,7 @@ class Supervisor:
         self._runtime = RuntimeDirectory(config.runtime_dir)
         self._backoff = Backoff()
         self._ingest: Segment | None = None
-        self._exit = Exit.OK
+        self._failure: InstanceFailure | None = None
         self._signals = 0
         self._making: set[asyncio.Task[None]] = set()
         self._log = get_logger()
@@ -102,7 +102,7 @@ class Supervisor:
     # ── life ────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> Exit:
-        """Serve until stopped. Raises InstanceFailure if the instance cannot start, leaving nothing behind."""
+        """Serve until stopped. Raises InstanceFailure if it cannot start or go on, leaving nothing behind."""
         self._runtime.take()
         try:
             asyncio.run(self._run())
@@ -111,7 +111,9 @@ class Supervisor:
         finally:
             self._kill_all()
             self._runtime.leave()
-        return self._exit
+        if self._failure is not None:
+            raise self._failure
+        return Exit.OK
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -125,7 +127,7 @@ class Supervisor:
         await self._control.start(self._runtime.listen(self.config.control_socket))
         models_max = self.catalog.models_max
         self.page = Page(models_max)
-        self._ingest = Segment.create(int(self.knobs.general("ingest_bytes")))
+        self._ingest = self._make_ingest()
         for worker, device in enumerate(self._devices.values()):
             self._add_place(worker, device, Page(models_max))
         self._spawn_frontend()
@@ -191,9 +193,10 @@ class Supervisor:
                     child.kill()
 
     def _fail(self, code: Exit, sentence: str) -> None:
-        """The instance cannot go on."""
-        self._log.error("cannot start", reason=sentence)
-        self._exit = code
+        """The instance cannot go on: end everything, and have `run` say why."""
+        if self._failure is None:
+            self._failure = InstanceFailure(code, sentence)
+        self.draining = True
         self._stop_children()
 
     # ── front end ───────────────────────────────────────────────────────────────────────────────
@@ -244,16 +247,24 @@ class Supervisor:
         if self.draining:
             return
         assert self._ingest is not None
-        nbytes = int(self.knobs.general("ingest_bytes"))
         self._ingest.close()
         try:
-            self._ingest = Segment.create(nbytes)
+            self._ingest = self._make_ingest()
             self._spawn_frontend()
             for place in self.places.values():
                 if place.child is not None and place.state in (State.LOADING, State.READY):
-                    place.open_channel(self._ingest.fd, nbytes)
-        except (NoMemory, OSError) as error:
+                    place.open_channel(self._ingest.fd, self._ingest.nbytes)
+        except (InstanceFailure, NoMemory, OSError) as error:
             self._fail(Exit.RESOURCES, f"the front end cannot be started again: {error}")
+
+    def _make_ingest(self) -> Segment:
+        """Raises InstanceFailure that names the knob."""
+        nbytes = int(self.knobs.general("ingest_bytes"))
+        try:
+            return Segment.create(nbytes)
+        except NoMemory as error:
+            sentence = f"ingest_bytes = {nbytes}: {error.what} refused: lower it in [knobs], or make /dev/shm larger"
+            raise InstanceFailure(Exit.RESOURCES, sentence) from error
 
     def _from_frontend(self, message: m.AnyMessage, fds: list[int]) -> None:
         for fd in fds:
@@ -348,7 +359,7 @@ class Supervisor:
 
     def _worker_ended(self, place: WorkerPlace, returncode: int) -> None:
         place.ended(returncode, float(self.knobs.general("backoff_max_s")))
-        if self.draining or self._exit:
+        if self.draining:
             self._end_if_alone()
 
     def call_later(self, delay_s: float, place: WorkerPlace) -> None:
@@ -373,6 +384,8 @@ class Supervisor:
         try:
             place.open_channel(self._ingest.fd, self._ingest.nbytes)
         except NoMemory as error:
+            if not self.was_ready:
+                self._fail(Exit.RESOURCES, f"no rings for {place.name}: {error}")
             self._log.error("no rings for a worker", device=place.device, reason=str(error))
             place.child.kill()
             return

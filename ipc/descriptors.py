@@ -1,0 +1,104 @@
+"""What travels in the rings: a batch on its way to a worker, and its answer. A codec, no I/O.
+
+    BATCH   batch_id u64 │ model u32 │ rows u32 │ inputs u16 │ outputs u16 │ then per tensor, inputs first:
+            runs u32 │ runs × (arena u32 │ rows u32 │ offset u64)
+    DONE    batch_id u64 │ compute_ns u64
+    FAILED  batch_id u64 │ compute_ns u64 │ code u16 │ the error's fields as JSON
+
+A *run* is a stretch of rows that lie one behind the other in an arena. A batch whose rows were leased
+one behind the other has one run per tensor, and the worker computes on a view of them.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from .errors import TensordError, rebuild
+from .limits import ERROR_BYTES_MAX
+
+INGEST_ARENA: Final = 0
+"""Number of the ingest arena; client arenas count from 1."""
+
+
+class Kind(IntEnum):
+    """Kinds of messages in a ring."""
+
+    BATCH = 1
+    DONE = 2
+    FAILED = 3
+
+
+Run = tuple[int, int, int]
+"""(arena, rows, offset in bytes)"""
+
+BATCH: Final = struct.Struct("<QIIHH")
+RUNS: Final = struct.Struct("<I")
+RUN: Final = struct.Struct("<IIQ")
+DONE: Final = struct.Struct("<QQ")
+CODE: Final = struct.Struct("<H")
+assert (BATCH.size, RUNS.size, RUN.size, DONE.size) == (20, 4, 16, 16)
+
+
+@lru_cache(maxsize=1024)
+def _batch_form(run_counts: tuple[int, ...]) -> struct.Struct:
+    return struct.Struct("<QIIHH" + "".join("I" + "IIQ" * count for count in run_counts))
+
+
+def encode_batch(
+    batch_id: int, model: int, rows: int, inputs: Sequence[Sequence[Run]], outputs: Sequence[Sequence[Run]]
+) -> bytes:
+    """BATCH, with the runs of each input and of each output."""
+    fields: list[int] = []
+    counts = []
+    for runs in (*inputs, *outputs):
+        counts.append(len(runs))
+        fields.append(len(runs))
+        for run in runs:
+            fields += run
+    return _batch_form(tuple(counts)).pack(batch_id, model, rows, len(inputs), len(outputs), *fields)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDescriptor:
+    """A decoded BATCH."""
+
+    batch_id: int
+    model: int
+    rows: int
+    inputs: list[list[Run]]
+    outputs: list[list[Run]]
+
+
+def decode_batch(body: bytes) -> BatchDescriptor:
+    """Raises struct.error for a body that is cut off: the ring is broken."""
+    batch_id, model, rows, input_count, output_count = BATCH.unpack_from(body)
+    position = BATCH.size
+    tensors: list[list[Run]] = []
+    for _ in range(input_count + output_count):
+        (runs,) = RUNS.unpack_from(body, position)
+        position += RUNS.size
+        stop = position + runs * RUN.size
+        tensors.append(list(RUN.iter_unpack(body[position:stop])))
+        position = stop
+    return BatchDescriptor(batch_id, model, rows, tensors[:input_count], tensors[input_count:])
+
+
+def encode_failed(batch_id: int, compute_ns: int, error: TensordError) -> bytes:
+    """FAILED; fields beyond the limit are cut to the sentence."""
+    data = msgspec.json.encode(error.data())
+    if len(data) > ERROR_BYTES_MAX:
+        data = b"{}"
+    return DONE.pack(batch_id, compute_ns) + CODE.pack(error.code) + data
+
+
+def decode_failed(body: bytes) -> tuple[int, int, TensordError]:
+    """Batch id, compute time and error."""
+    batch_id, compute_ns = DONE.unpack_from(body)
+    (code,) = CODE.unpack_from(body, DONE.size)
+    error = rebuild(code, "the model failed", body[DONE.size + CODE.size :], None)
+    return batch_id, compute_ns, error

@@ -1,0 +1,77 @@
+"""A scheduler in virtual time, and short ways to speak to it."""
+
+from collections.abc import Hashable
+from typing import Any
+
+from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, Scheduler
+
+MS = 1_000_000
+FAR_NS = 10**15
+
+
+def make(
+    *,
+    model: int = 0,
+    bucket: Hashable = "b",
+    tenant: str = "t",
+    priority: int = 1,
+    rows: int = 1,
+    arrival_ns: int = 0,
+    deadline_ns: int = FAR_NS,
+    session: int = 0,
+) -> Request:
+    """A request whose fields stay out of the way unless they are given."""
+    return Request(
+        model=model,
+        bucket=bucket,
+        tenant=tenant,
+        priority=priority,
+        rows=rows,
+        arrival_ns=arrival_ns,
+        deadline_ns=deadline_ns,
+        session=session,
+    )
+
+
+class Rig:
+    """A scheduler and the time. Model `key` is called "m<key>"; worker 1 is there from the start."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.scheduler: Scheduler[Request] = Scheduler(GlobalPolicy(ageing_ns=0))
+        self.scheduler.add_worker(1, "cpu:0")
+
+    def model(self, key: int = 0, *, workers: tuple[int, ...] = (1,), idempotent: bool = True, **policy: Any) -> None:
+        self.scheduler.add_model(key, f"m{key}", ModelPolicy(**policy), idempotent=idempotent)
+        for worker_id in workers:
+            self.scheduler.add_replica(self.now, worker_id, key)
+
+    def set_policy(self, key: int = 0, **policy: Any) -> None:
+        self.scheduler.set_policy(key, ModelPolicy(**policy))
+
+    def submit(self, *requests: Request) -> None:
+        for request in requests:
+            request.arrival_ns = self.now
+            assert self.scheduler.submit(self.now, request) is None
+
+    def dispatch(self) -> list[Batch[Request]]:
+        return self.scheduler.dispatch(self.now)
+
+    def only(self) -> Batch[Request]:
+        (batch,) = self.dispatch()
+        return batch
+
+    def complete(self, batch: Batch[Request], compute_ns: int = MS) -> None:
+        self.scheduler.complete(self.now, batch, compute_ns)
+
+    def run_all(self, compute_ns: int = MS) -> list[Batch[Request]]:
+        """Run until nothing is left; the batches in order of release."""
+        released: list[Batch[Request]] = []
+        pending = self.dispatch()
+        while pending:
+            released += pending
+            for batch in pending:
+                self.now += compute_ns
+                self.complete(batch, compute_ns)
+            pending = self.dispatch()
+        return released
