@@ -132,7 +132,8 @@ assert TENSOR.size == 24
 RESULT = struct.Struct("<IIIIHHI")
 assert RESULT.size == 24
 
-# ERROR     code u16 │ retry u8 │ reserved u8 │ retry_after_ms u32 (0xFFFFFFFF: unknown) │ text_bytes u32 │ data_bytes u32
+# ERROR     code u16 │ retry u8 │ reserved u8 │ retry_after_ms u32 (0xFFFFFFFF: unknown) │ text_bytes u32
+#           data_bytes u32
 #           text (UTF-8) │ data (a JSON object)
 ERROR = struct.Struct("<HBBIII")
 assert ERROR.size == 16

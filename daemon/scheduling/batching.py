@@ -1,5 +1,7 @@
 """The release rule: when does a batch stop waiting for more rows?"""
 
+from tensord.ipc.limits import BATCH_REQUESTS_MAX
+
 from .cost import LinearCost
 from .policy import ModelPolicy
 from .queues import BucketQueue
@@ -13,7 +15,7 @@ def release_reason(
 
     `idle` says that this worker has nothing in flight. At least one request is waiting.
     """
-    if bucket.rows >= policy.max_batch:
+    if _fills_a_batch(bucket, policy):
         return ReleaseReason.FULL
     if idle:
         return ReleaseReason.IDLE
@@ -27,9 +29,13 @@ def release_reason(
 def release_at_ns(bucket: BucketQueue, cost: LinearCost, policy: ModelPolicy, *, idle: bool, draining: bool) -> int:
     """The first time at which release_reason() gives one, if nothing else happens; maybe in the past."""
     oldest_ns = bucket.oldest_arrival_ns
-    if idle or draining or bucket.rows >= policy.max_batch:
+    if idle or draining or _fills_a_batch(bucket, policy):
         return oldest_ns
     return min(oldest_ns + policy.window_ns, latest_start_ns(bucket, cost))
+
+
+def _fills_a_batch(bucket: BucketQueue, policy: ModelPolicy) -> bool:
+    return bucket.rows >= policy.max_batch or bucket.count >= BATCH_REQUESTS_MAX
 
 
 def latest_start_ns(bucket: BucketQueue, cost: LinearCost) -> int:

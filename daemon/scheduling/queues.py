@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
-from tensord.ipc.limits import PRIORITY_CLASSES
+from tensord.ipc.limits import BATCH_REQUESTS_MAX, PRIORITY_CLASSES
 
 from .lazy_queue import LazyQueue
 from .order import OrderPolicy
@@ -195,7 +195,7 @@ class BucketQueue:
                 while tenant.count and not turn_over:
                     request = peek()
                     assert request is not None
-                    if rows + request.rows > rows_max or request.solo:
+                    if rows + request.rows > rows_max or request.solo or len(taken) == BATCH_REQUESTS_MAX:
                         closed = True
                         break
                     request.home = None

@@ -1,4 +1,4 @@
-"""What becomes of the requests that a worker held when it died (DESIGN §7)."""
+"""What becomes of the requests that a worker held when it died."""
 
 from dataclasses import dataclass
 from typing import Generic

@@ -1,6 +1,7 @@
 import pytest
 
-from tensord.daemon.scheduling import GlobalPolicy, ReleaseReason
+from tensord.daemon.scheduling import GlobalPolicy, ModelPolicy, ReleaseReason, Request, Scheduler
+from tensord.ipc.limits import BATCH_REQUESTS_MAX
 
 from .rig import FAR_NS, MS, Rig, make
 
@@ -136,3 +137,18 @@ class TestWakeAt:
         assert wake_ns <= busy.now
         assert busy.scheduler.expire(busy.now) == [late]
         assert busy.scheduler.wake_at() is None
+
+
+def test_a_batch_closes_at_the_most_requests_a_descriptor_holds() -> None:
+    scheduler: Scheduler[Request] = Scheduler()
+    scheduler.add_model(0, "m", ModelPolicy(max_batch=10 * BATCH_REQUESTS_MAX), idempotent=True)
+    scheduler.add_worker(0, "cpu:0")
+    scheduler.add_replica(0, 0, 0)
+    for _ in range(BATCH_REQUESTS_MAX + 1):
+        request = Request(
+            model=0, bucket=None, tenant="t", priority=1, rows=1, arrival_ns=0, deadline_ns=10**12, session=0
+        )
+        assert scheduler.submit(0, request) is None
+    first, second = scheduler.dispatch(10**9)
+    assert (len(first.requests), first.reason) == (BATCH_REQUESTS_MAX, ReleaseReason.FULL)
+    assert len(second.requests) == 1
