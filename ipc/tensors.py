@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -80,11 +80,11 @@ class TensorSpec:
     dtype: DType
     shape: tuple[int, ...]
     labels: tuple[str, ...] = ()
+    row_bytes: int = field(init=False, compare=False)
+    """Bytes of one row."""
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "row_bytes", math.prod(self.shape) * self.dtype.itemsize)
 
     def batch_shape(self, rows: int) -> tuple[int, ...]:
         """Shape of a tensor of `rows` rows."""

@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntFlag
+from enum import IntEnum
 from typing import Final, Protocol, cast
 
 from tensord.ipc.allocator import RangeSet
@@ -65,12 +65,14 @@ from .requests import InferRequest
 
 UCRED: Final = struct.Struct("iII")
 
+TRACE: Final = int(Flags.TRACE)
+
 WRITE_BUFFER_HIGH_BYTES: Final = 1024 * 1024
 """Bytes of replies that wait for a client before it is no longer read."""
 
 
-class Pause(IntFlag):
-    """Why a connection is not read now."""
+class Pause(IntEnum):
+    """Why a connection is not read now: bits of an int (an IntFlag's operators cost a microsecond each)."""
 
     BUDGET = 1  # it has had its share of this turn
     UNREAD = 2  # it does not take its replies
@@ -140,7 +142,7 @@ class Connection(asyncio.BufferedProtocol):
         self._handles: dict[int, Model] = {}
         self._handle_of: dict[str, int] = {}
         self._arriving: InferRequest | None = None
-        self._pauses = Pause(0)
+        self._pauses = 0
         self._turn_bytes = 0
 
     # ── asyncio ─────────────────────────────────────────────────────────────────────────────────
@@ -394,20 +396,22 @@ class Connection(asyncio.BufferedProtocol):
     def _infer(self, flags: int, request_id: int, meta: memoryview, payload_bytes: int) -> Sequence[memoryview] | None:
         """Check a request and lease its slots. Raises what the client gets."""
         now = time.monotonic_ns()
+        if request_id in self.in_flight:  # first: with this id it may get no other answer
+            raise DuplicateRequestId(request_id)
         if len(meta) < INFER.size:
             raise BadRequest("meta_bytes", str(len(meta)), f"INFER has at least {INFER.size}")
         handle, priority, inputs, outputs, _, deadline_ns, session = INFER.unpack_from(meta)
-        if request_id in self.in_flight:
-            raise DuplicateRequestId(request_id)
         model = self._handles.get(handle)
         if model is None:
             raise UnknownHandle(handle)
         if priority >= PRIORITY_CLASSES:
             raise BadRequest("priority", str(priority), "use 0 (high), 1 (normal) or 2 (low)")
-        headers = meta[INFER.size + TRACE_BYTES :] if flags & Flags.TRACE else meta[INFER.size :]
+        if deadline_ns < 0:
+            raise BadRequest("deadline_ns", str(deadline_ns), "use CLOCK_MONOTONIC in nanoseconds, or 0")
+        headers = meta[INFER.size + TRACE_BYTES :] if flags & TRACE else meta[INFER.size :]
         form = model.forms.form(model, inputs, outputs, headers, self.arenas)
         self._check_limits(model, form, payload_bytes)
-        deadline = deadline_ns if deadline_ns > 0 else now + model.timeout_ns
+        deadline = deadline_ns or now + model.timeout_ns
         request = InferRequest(self, request_id, model, form, priority, session, deadline, now)
         if form.places:
             self._reserve(request)
@@ -454,11 +458,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _lease(self, request: InferRequest) -> Lease:
         """Rows of the ingest arena for all inline tensors, inputs and outputs together. Raises IngestFull."""
-        model, form = request.model_served, request.form
-        key = (model.index, form.inline_inputs, form.inline_outputs)
-        row_bytes = [model.inputs[index].row_bytes for index in form.inline_inputs]
-        row_bytes += [model.outputs[index].row_bytes for index in form.inline_outputs]
-        lease = self.host.ingest.slab(key, row_bytes).lease(form.rows)
+        form = request.form
+        slab = self.host.ingest.slab((request.model, form.inline_inputs, form.inline_outputs), form.inline_row_bytes)
+        lease = slab.lease(form.rows)
         if lease is None:
             self._unreserve(request)
             error = IngestFull(form.payload_bytes + form.reply_bytes)
@@ -470,12 +472,11 @@ class Connection(asyncio.BufferedProtocol):
         """Where the payload belongs: one stretch per inline input."""
         lease = request.lease
         assert lease is not None
-        view = self.host.ingest_view
+        view, form = self.host.ingest_view, request.form
         destinations = []
-        for position, index in enumerate(request.form.inline_inputs):
-            nbytes = request.form.rows * request.model_served.inputs[index].row_bytes
+        for position in range(len(form.inline_inputs)):
             offset = lease.offset(position)
-            destinations.append(view[offset : offset + nbytes])
+            destinations.append(view[offset : offset + form.rows * form.inline_row_bytes[position]])
         return destinations
 
     def finished(self, request: InferRequest) -> None:
@@ -489,7 +490,8 @@ class Connection(asyncio.BufferedProtocol):
             self._unreserve(request)
         form = request.form
         self.in_flight_bytes -= form.payload_bytes + form.reply_bytes
-        if self._pauses & Pause.IN_FLIGHT and self.in_flight_bytes <= self.host.limits.in_flight_bytes_max:
-            self.resume(Pause.IN_FLIGHT)
-        if self._pauses & Pause.CLOSING and not self.in_flight and not self.closed:
-            self.transport.close()
+        if self._pauses:
+            if self._pauses & Pause.IN_FLIGHT and self.in_flight_bytes <= self.host.limits.in_flight_bytes_max:
+                self.resume(Pause.IN_FLIGHT)
+            if self._pauses & Pause.CLOSING and not self.in_flight and not self.closed:
+                self.transport.close()

@@ -65,13 +65,12 @@ class Form:
     """Indices of the inputs in the payload, in its order."""
     inline_outputs: tuple[int, ...]
     """Indices of the outputs that come back inline."""
+    inline_row_bytes: tuple[int, ...]
+    """Bytes of one row of each inline tensor, inputs first."""
     input_places: tuple[Place, ...]
     output_places: tuple[Place, ...]
-
-    @property
-    def places(self) -> tuple[Place, ...]:
-        """All ranges of arenas that the request uses."""
-        return self.input_places + self.output_places
+    places: tuple[Place, ...]
+    """All ranges of arenas that the request uses: inputs first."""
 
 
 class FormCache:
@@ -123,8 +122,13 @@ def check(
         sum(rows * model.outputs[index].row_bytes for index in inline_outputs),
         tuple(tensor.index for tensor in inline),
         inline_outputs,
+        (
+            *(model.inputs[tensor.index].row_bytes for tensor in inline),
+            *(model.outputs[index].row_bytes for index in inline_outputs),
+        ),
         input_places,
         output_places,
+        input_places + output_places,
     )
 
 

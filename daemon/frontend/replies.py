@@ -7,6 +7,7 @@ from tensord.ipc.wire import MAGIC, RESULT, RESULT_FRAME, FrameType
 from .requests import InferRequest
 
 _US_MAX: Final = 0xFFFFFFFF
+_RESULT: Final = int(FrameType.RESULT)
 
 
 def result_frame(
@@ -21,7 +22,7 @@ def result_frame(
     headers = model.result_headers(form)
     head = RESULT_FRAME.pack(
         MAGIC,
-        FrameType.RESULT,
+        _RESULT,
         0,
         RESULT.size + len(headers),
         request.request_id,
@@ -39,7 +40,7 @@ def result_frame(
     if form.inline_outputs:
         assert lease is not None
         first = len(form.inline_inputs)
-        for position, index in enumerate(form.inline_outputs, first):
+        for position in range(first, len(form.inline_row_bytes)):
             offset = lease.offset(position)
-            parts.append(ingest[offset : offset + form.rows * model.outputs[index].row_bytes])
+            parts.append(ingest[offset : offset + form.rows * form.inline_row_bytes[position]])
     return parts
