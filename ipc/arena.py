@@ -60,7 +60,11 @@ def map_arena(fd: int, nbytes: int) -> mmap.mmap:
 
     The mapping holds a duplicate of the descriptor, so that `fd` may be closed.
     """
-    if fcntl.fcntl(fd, F_GET_SEALS) & SEALS != SEALS or os.fstat(fd).st_size != nbytes:
+    try:
+        seals = fcntl.fcntl(fd, F_GET_SEALS)
+    except OSError:  # a file of another kind
+        seals = 0
+    if seals & SEALS != SEALS or os.fstat(fd).st_size != nbytes:
         raise BadRequest("arena", f"a file of {os.fstat(fd).st_size} bytes", f"expected a sealed memfd of {nbytes}")
     return mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 

@@ -44,6 +44,10 @@ CODE: Final = struct.Struct("<H")
 assert (BATCH.size, RUNS.size, RUN.size, DONE.size) == (20, 4, 16, 16)
 
 
+TEXT_MAX: Final = 64
+"""Characters that are left of each text of an error that is too long: four of them fit, six bytes a character."""
+
+
 @lru_cache(maxsize=1024)
 def _batch_form(run_counts: tuple[int, ...]) -> struct.Struct:
     return struct.Struct("<QIIHH" + "".join("I" + "IIQ" * count for count in run_counts))
@@ -83,16 +87,20 @@ def decode_batch(body: bytes) -> BatchDescriptor:
         (runs,) = RUNS.unpack_from(body, position)
         position += RUNS.size
         stop = position + runs * RUN.size
+        if stop > len(body):
+            raise struct.error(f"{runs} runs in {len(body) - position} bytes")
         tensors.append(list(RUN.iter_unpack(body[position:stop])))
         position = stop
     return BatchDescriptor(batch_id, model, rows, tensors[:input_count], tensors[input_count:])
 
 
 def encode_failed(batch_id: int, compute_ns: int, error: TensordError) -> bytes:
-    """FAILED; fields beyond the limit are cut to the sentence."""
-    data = msgspec.json.encode(error.data())
+    """FAILED; texts are cut where the fields would go beyond the limit."""
+    fields = error.data()
+    data = msgspec.json.encode(fields)
     if len(data) > ERROR_BYTES_MAX:
-        data = b"{}"
+        cut = {name: value[:TEXT_MAX] if isinstance(value, str) else value for name, value in fields.items()}
+        data = msgspec.json.encode(cut)
     return DONE.pack(batch_id, compute_ns) + CODE.pack(error.code) + data
 
 

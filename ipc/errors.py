@@ -449,7 +449,8 @@ def rebuild(code: int, text: str, data: bytes, retry_after_ms: int | None) -> Te
     """The error that a daemon sent, as its class again; an UnknownError where code or data are foreign."""
     error: TensordError
     try:
-        error = msgspec.convert(msgspec.json.decode(data or b"{}"), ERRORS[code])
+        checked = msgspec.convert(msgspec.json.decode(data or b"{}"), ERRORS[code])
+        error = ERRORS[code](*checked.data().values())  # msgspec's own has no `args`: its repr() would crash Python
     except (KeyError, ValueError, RecursionError):  # not JSON, not UTF-8, not these fields, nested without end
         error = UnknownError(code, text)
     error.retry_after_ms = retry_after_ms

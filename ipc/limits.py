@@ -10,13 +10,13 @@ PROTOCOL_VERSION: Final = 1
 """The one version of the wire protocol spoken; HELLO with another range gets UnsupportedVersion."""
 
 TENSOR_DIMENSIONS_MAX: Final = 8
-"""Dimensions of a tensor on the wire, rows included. More is a BadFrame: the header cannot be sized."""
+"""Dimensions of a tensor on the wire, rows included. More is a BadRequest."""
 
 TENSORS_MAX: Final = 16
 """Inputs, and outputs, of one model. More is refused when the model's manifest is read."""
 
 NAME_BYTES_MAX: Final = 128
-"""UTF-8 bytes of a model, tensor, label or tenant name. Longer is a BadFrame, or a ManifestError."""
+"""UTF-8 bytes of a model, tensor, label or tenant name. Longer is a BadRequest, or a ManifestError."""
 
 LABELS_MAX: Final = 4_096
 """Labels of one output. A thousand ImageNet classes fit; all must fit into one frame's meta."""

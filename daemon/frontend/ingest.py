@@ -23,7 +23,8 @@ from tensord.ipc.allocator import RangeAllocator
 from tensord.ipc.tensors import align
 
 CHUNK_BYTES: Final = 2 * 1024 * 1024
-"""Aim for a chunk: hundreds of small requests; small enough that a thousand idle models fit in the arena."""
+"""Aim for a chunk, up to a sixteenth of the arena: hundreds of small requests; small enough that a hundred models
+share the default arena without giving chunks back all the time."""
 
 CHUNK_ROWS_MIN: Final = 64
 """Rows of a chunk even if that takes more bytes, up to a sixteenth of the arena: a batch of large rows
@@ -168,8 +169,8 @@ class Ingest:
     def make_chunk(self, slab: Slab, rows: int) -> Chunk | None:
         """A new chunk for at least `rows` rows: of the usual size, else, when the arena is nearly full, just so."""
         row_bytes = max(1, sum(slab.row_bytes))
-        generous = min(CHUNK_ROWS_MIN, self.nbytes // 16 // row_bytes)
-        usual = max(rows, generous, CHUNK_BYTES // row_bytes)
+        share = self.nbytes // 16
+        usual = max(rows, min(CHUNK_ROWS_MIN, share // row_bytes), min(CHUNK_BYTES, share) // row_bytes)
         for rows_max in (usual, rows):
             for _ in range(2):
                 base = self._ranges.allocate(sum(align(each * rows_max) for each in slab.row_bytes))

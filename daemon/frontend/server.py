@@ -19,6 +19,7 @@ from tensord.ipc.errors import (
     DeadlineExceeded,
     Fault,
     ModelFault,
+    ShuttingDown,
     TensordError,
     TooManyConnections,
 )
@@ -389,6 +390,8 @@ class FrontEnd:
 
     def connection_opened(self, connection: Connection) -> TensordError | None:
         """Count a new connection; an error if it is one too many."""
+        if self.draining:
+            return ShuttingDown()
         if len(self._connections) >= self._connections_max:
             return TooManyConnections(self._connections_max)
         self._connections.add(connection)
@@ -430,10 +433,12 @@ class FrontEnd:
         self._loop.call_later(SWEEP_S, self._sweep)
 
     def _drain(self, now: int) -> None:
-        """Accept nothing new, tell the clients, and say Drained when everything is answered."""
+        """Take nothing new, tell the clients, and say Drained when everything is answered.
+
+        Connections are still accepted: who is refused knows why, who is left in the backlog waits.
+        """
         self.draining = True
         self._heartbeat.enter(Activity.STOPPING, now)
-        self._server.close()
         self.scheduler.drain(now)
         for connection in self._connections:
             connection.send(frame(FrameType.CLOSE, 0))

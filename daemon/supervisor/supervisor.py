@@ -38,7 +38,7 @@ from .knobs import Knobs
 from .lifecycle import State
 from .report import report
 from .rings import Rings
-from .workers import WorkerPlace
+from .workers import STARTING_MS_MAX, WorkerPlace
 
 FRONTEND: Final = "frontend"
 FRONTEND_BACKOFF_MAX_S: Final = 0.5
@@ -174,6 +174,7 @@ class Supervisor:
             self._loop.call_later(timeout_s, self._stop_children)
 
     def _stop_children(self) -> None:
+        self._listener.close()  # with the front end gone nobody accepts: clients are to see that at once
         if self.frontend is not None:
             self.frontend.send(m.Stop())
         for place in self.places.values():
@@ -317,8 +318,9 @@ class Supervisor:
         self._to_frontend(m.ArenaMade(wanted.ticket, arena, wanted.nbytes), [fd])
 
     def _arena_returned(self, arena: int) -> None:
-        """Its client is through with it: whatever it still maps, the memory is free."""
-        self._forget_arena(arena, release=True)
+        """Its client is through with it: whatever it still maps, the memory is free. When the instance ends, it is
+        not: a client may just be reading the last result that it was told of."""
+        self._forget_arena(arena, release=not self.draining)
 
     def _forget_arena(self, arena: int, *, release: bool = False) -> None:
         """Without `release` its contents stay as long as somebody maps it: when the front end dies, a client may
@@ -455,6 +457,7 @@ class Supervisor:
                 if reason and place.child is not None:
                     self._log.error("worker hangs", device=place.device, reason=reason)
                     place.child.kill()
+            limit_ms = limit_ms if self._listening else max(limit_ms, STARTING_MS_MAX)
             if self.frontend is not None and self.page.pulse().silent_ms > limit_ms:
                 self._log.error("front end hangs", silent_ms=round(self.page.pulse().silent_ms))
                 self.frontend.kill()

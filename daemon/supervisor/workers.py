@@ -4,7 +4,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from tensord.ipc.heartbeat import Activity
 from tensord.ipc.statistics import Word
@@ -15,6 +15,9 @@ from .backoff import Backoff
 from .child import Child, Page, ending
 from .lifecycle import Event, Lifecycle, State
 from .rings import Rings
+
+STARTING_MS_MAX: Final = 60_000
+"""A process that imports cannot beat; torch takes a second, on a busy host or a cold disk many."""
 
 
 class Host(Protocol):
@@ -113,6 +116,8 @@ class WorkerPlace:
 
     def hung(self, limit_ms: float) -> str | None:
         """Why the process counts as hung; None if it does not."""
+        if self.state is State.STARTING:
+            limit_ms = max(limit_ms, STARTING_MS_MAX)
         if self.child is None or self.child.lived_s * 1000 < limit_ms:
             return None
         pulse = self.page.pulse()

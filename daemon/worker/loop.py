@@ -48,8 +48,8 @@ from .memory import Memory, UnknownArena
 IN_FLIGHT_MAX: Final = 2
 """Batches begun and not answered: one that computes, one whose copy is under way."""
 
-BEAT_S: Final = 1.0
-"""An idle worker wakes this often to beat."""
+BEAT_S: Final = 0.25
+"""An idle worker wakes this often to beat: well within the least `hang_timeout_s`, one second."""
 
 ARENA_WAIT_S: Final = 2.0
 """The supervisor sends an arena to the workers before its client hears of it; a descriptor can still overtake

@@ -1,0 +1,429 @@
+"""The arena lane: which requests take it, leased slots, and what happens when there is no room."""
+
+import fcntl
+import gc
+import itertools
+import mmap
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tensord import Client
+from tensord.ipc.arena import create_arena
+from tensord.ipc.client_arena import ArenaPool, ArenaSlot, ClientArena
+from tensord.ipc.client_model import RowPlan
+from tensord.ipc.errors import (
+    ArenaQuotaExceeded,
+    ConnectionLost,
+    DeadlineExceeded,
+    InternalError,
+    ModelFailed,
+    SlotInUse,
+    TooManyRows,
+    UnknownHandle,
+)
+from tensord.ipc.limits import ARENAS_PER_CONNECTION_MAX
+from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
+from tensord.ipc.wire import FrameType, Lane, Welcome, encode_arena
+
+from .fake_daemon import FakeConnection, FakeDaemon, Infer, Script, ignore
+
+MIB = 1 << 20
+ROW_BYTES = 3 * 64 * 64 * 4
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    fake = FakeDaemon(tmp_path / "s")
+    fake.start()
+    yield fake
+    fake.stop()
+
+
+@pytest.fixture
+def client(daemon: FakeDaemon) -> Iterator[Client]:
+    with Client(daemon.path, arena_bytes=4 * MIB) as made:
+        yield made
+
+
+def images(rows: int, value: float = 1.0) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+    return np.full((rows, 3, 64, 64), value, dtype=np.float32)
+
+
+# ── lanes ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("rows", "in_arena"), [(1, False), (5, False), (6, True), (40, True)])
+def test_the_size_of_the_inputs_chooses_the_lane(client: Client, daemon: FakeDaemon, rows: int, in_arena: bool) -> None:
+    assert (rows * ROW_BYTES > 256 * 1024) == in_arena
+    assert np.array_equal(client.infer("image", images(rows)), images(rows, 2.0))
+    assert daemon.requests[0].in_arena == in_arena
+    lane = Lane.ARENA if in_arena else Lane.INLINE
+    assert daemon.requests[0].tensors[0].lane is lane
+
+
+def test_outputs_too_large_for_the_socket_take_the_arena(client: Client, daemon: FakeDaemon) -> None:
+    x = np.array([1, 2, 3], dtype=np.uint8)
+    y = client.infer("wide", x)
+    assert y.shape == (3, MIB)
+    assert (y == x[:, None]).all()
+    assert daemon.requests[0].in_arena
+
+
+def test_a_daemon_that_takes_little_inline_gets_little(client: Client, daemon: FakeDaemon) -> None:
+    daemon.welcome = Welcome(1, 42, 8, 100, 1 << 26)
+    client.infer("double", np.zeros((7, 4), np.float32))
+    client.infer("double", np.zeros((6, 4), np.float32))
+    assert [infer.in_arena for infer in daemon.requests] == [True, False]
+
+
+def test_the_result_is_a_copy_that_later_requests_do_not_change(client: Client) -> None:
+    first = client.infer("image", images(8, 1.0))
+    client.infer("image", images(8, 5.0))
+    assert (first == 2.0).all()
+    assert client.statistics().slots_leased == 0
+
+
+def test_one_arena_of_the_usual_size_is_attached_on_demand(client: Client, daemon: FakeDaemon) -> None:
+    assert client.statistics().attached_bytes == 0
+    for _ in range(3):
+        client.infer("image", images(8))
+    assert len(daemon.seen(FrameType.ATTACH)) == 1
+    assert client.statistics().attached_bytes == 4 * MIB
+
+
+def test_a_request_larger_than_the_usual_arena_gets_one_of_its_size(client: Client, daemon: FakeDaemon) -> None:
+    client.infer("image", images(64))
+    assert client.statistics().attached_bytes == 2 * 64 * ROW_BYTES
+
+
+def test_a_daemon_that_refuses_the_usual_size_is_asked_for_less(client: Client, daemon: FakeDaemon) -> None:
+    daemon.welcome = Welcome(1, 42, 8, MIB, 64 * MIB)
+    asked: list[int] = []
+
+    def refuse_more_than_a_mebibyte(connection: FakeConnection, request_id: int, meta: bytes) -> None:
+        nbytes = int.from_bytes(meta[8:16], "little")
+        asked.append(nbytes)
+        daemon.arenas_max = 0 if nbytes > MIB else 8
+        connection.answer_control(FrameType.ATTACH, request_id, meta)
+
+    daemon.on_frame[FrameType.ATTACH] = refuse_more_than_a_mebibyte
+    client.infer("image", images(8))
+    assert asked == [4 * MIB, 2 * 8 * ROW_BYTES]
+
+
+def test_without_any_arena_what_fits_goes_inline(client: Client, daemon: FakeDaemon) -> None:
+    daemon.arenas_max = 0
+    assert np.array_equal(client.infer("image", images(10)), images(10, 2.0))
+    assert not daemon.requests[0].in_arena
+
+
+def test_without_any_arena_what_does_not_fit_is_refused(client: Client, daemon: FakeDaemon) -> None:
+    daemon.arenas_max = 0
+    with pytest.raises(ArenaQuotaExceeded):
+        client.infer("image", images(40))
+    assert daemon.requests == []
+
+
+def test_more_than_an_arena_may_hold_is_refused_here(client: Client, daemon: FakeDaemon) -> None:
+    daemon.welcome = Welcome(1, 42, 8, MIB, 2 * MIB)
+    with pytest.raises(ArenaQuotaExceeded, match="arena_bytes_max"):
+        client.infer("image", images(40))
+    assert daemon.seen(FrameType.ATTACH) == []
+
+
+def test_infer_waits_for_a_slot_where_no_arena_can_be_added(client: Client, daemon: FakeDaemon) -> None:
+    daemon.arenas_max = 1
+    held = client.lease("image", rows=40)
+    answers: list[bool] = []
+    waiting = threading.Thread(target=lambda: answers.append(bool((client.infer("image", images(40)) == 2).all())))
+    waiting.start()
+    daemon.wait_seen(FrameType.ATTACH, 2)
+    held.release()
+    waiting.join()
+    assert answers == [True]
+
+
+def test_infer_waits_no_longer_than_its_deadline(client: Client, daemon: FakeDaemon) -> None:
+    daemon.arenas_max = 1
+    with client.lease("image", rows=40), pytest.raises(DeadlineExceeded):
+        client.infer("image", images(40), timeout=0.05)
+
+
+def test_threads_that_all_need_an_arena_attach_one(client: Client, daemon: FakeDaemon) -> None:
+    threads = [threading.Thread(target=client.infer, args=("image", images(6))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(daemon.seen(FrameType.ATTACH)) == 1
+
+
+# ── leases ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_leased_slot_is_written_and_read_in_place(client: Client, daemon: FakeDaemon) -> None:
+    with client.lease("image", rows=2) as slot:
+        slot.inputs["x"][:] = images(2, 3.0)
+        outputs = slot.infer()
+        infer = daemon.requests[0]
+        assert np.shares_memory(outputs, slot.outputs["y"])
+        assert not np.shares_memory(outputs, slot.input)
+        infer.inputs()[0][0, 0, 0, 0] = 99.0  # the daemon's end of the same memory
+        assert slot.input[0, 0, 0, 0] == 99.0
+        infer.connection.range_of(infer.tensors[1]).view(np.float32)[0] = 77.0
+        assert outputs[0, 0, 0, 0] == 77.0
+
+
+def test_even_a_small_leased_request_carries_no_payload(client: Client, daemon: FakeDaemon) -> None:
+    with client.lease("double") as slot:
+        slot["x"][:] = 4
+        assert slot.infer().tolist() == [[8, 8, 8, 8]]
+        slot.input[:] = 5
+        assert slot.infer().tolist() == [[10, 10, 10, 10]]
+    assert all(infer.in_arena and not infer.payload for infer in daemon.requests)
+
+
+def test_a_slot_of_several_inputs_names_them(client: Client) -> None:
+    with client.lease("pair", rows=3) as slot:
+        slot["a"][:] = 5
+        slot["b"][:] = 3
+        outputs = slot.infer()
+        assert outputs["sum"].tolist() == [[8, 8]] * 3
+        assert outputs["difference"].tolist() == [[2, 2]] * 3
+        with pytest.raises(AttributeError, match="inputs a, b"):
+            _ = slot.input
+
+
+def test_tensors_in_a_slot_are_aligned_and_apart(client: Client, daemon: FakeDaemon) -> None:
+    with client.lease("pair", rows=3) as slot:
+        slot.infer()
+    offsets = sorted(tensor.offset for tensor in daemon.requests[0].tensors)
+    assert all(offset % 64 == 0 for offset in offsets)
+    assert all(later - earlier >= 24 for earlier, later in itertools.pairwise(offsets))
+
+
+def test_a_lease_without_room_is_refused_at_once(client: Client, daemon: FakeDaemon) -> None:
+    daemon.arenas_max = 1
+    with client.lease("image", rows=40), pytest.raises(ArenaQuotaExceeded):
+        client.lease("image", rows=40)
+
+
+def test_a_lease_of_more_rows_than_the_model_takes_is_refused(client: Client) -> None:
+    with pytest.raises(TooManyRows):
+        client.lease("image", rows=65)
+    with pytest.raises(TooManyRows):
+        client.lease("image", rows=0)
+
+
+def test_a_slot_comes_back_at_the_end_of_its_block(client: Client) -> None:
+    with client.lease("image", rows=2) as slot:
+        assert client.statistics().slots_leased == 1
+        slot.infer()
+    assert client.statistics().slots_leased == 0
+    with pytest.raises(SlotInUse):
+        slot.infer()
+
+
+def test_a_slot_in_flight_comes_back_only_with_its_answer(client: Client, daemon: FakeDaemon) -> None:
+    daemon.on_infer = Script(ignore, Infer.answer)
+    with client.lease("image", rows=2) as slot:
+        with pytest.raises(DeadlineExceeded):
+            slot.infer(timeout=0.01)
+        with pytest.raises(SlotInUse):
+            slot.infer()
+    assert client.statistics().slots_leased == 1
+    daemon.requests[0].answer()
+    client.ping()
+    assert client.statistics().slots_leased == 0
+
+
+def test_the_copy_of_a_request_out_of_time_comes_back_only_with_its_answer(client: Client, daemon: FakeDaemon) -> None:
+    daemon.on_infer = ignore
+    with pytest.raises(DeadlineExceeded):
+        client.infer("image", images(8), timeout=0.01)
+    assert client.statistics().slots_leased == 1
+    daemon.requests[0].answer()
+    client.ping()
+    assert client.statistics().slots_leased == 0
+
+
+def test_an_error_gives_the_slot_back(client: Client, daemon: FakeDaemon) -> None:
+    daemon.on_infer = lambda infer: infer.refuse(ModelFailed("image", "boom"))
+    with pytest.raises(ModelFailed):
+        client.infer("image", images(8))
+    assert client.statistics().slots_leased == 0
+
+
+def test_a_slots_future_gives_views(client: Client) -> None:
+    with client.lease("double", rows=2) as slot:
+        slot.input[:] = 1
+        outputs = slot.submit().result()
+        assert outputs.tolist() == [[2] * 4] * 2
+        assert np.shares_memory(outputs, slot.outputs["y"])
+
+
+def test_a_slot_ends_with_its_connection(client: Client, daemon: FakeDaemon) -> None:
+    daemon.on_infer = Script(Infer.drop, Infer.answer)
+    with client.lease("double") as slot:
+        with pytest.raises(ConnectionLost, match="lease again"):
+            slot.infer()
+        client.ping()
+        with pytest.raises(ConnectionLost, match="lease again"):
+            slot.infer()
+    with client.lease("double") as slot:
+        slot.input[:] = 2
+        assert slot.infer().tolist() == [[4, 4, 4, 4]]
+
+
+def test_copies_are_sent_again_into_a_new_arena(client: Client, daemon: FakeDaemon) -> None:
+    daemon.on_infer = Script(Infer.drop, Infer.answer)
+    assert np.array_equal(client.infer("image", images(8)), images(8, 2.0))
+    assert len(daemon.seen(FrameType.ATTACH)) == 2
+    assert client.statistics().slots_leased == 0
+
+
+def test_views_outlive_the_connection_as_memory(client: Client, daemon: FakeDaemon) -> None:
+    slot = client.lease("double")
+    slot.input[:] = 3
+    y = slot.infer()
+    client.close()
+    assert y.tolist() == [[6, 6, 6, 6]]
+
+
+def test_a_slot_is_opened_again_with_its_model(client: Client, daemon: FakeDaemon) -> None:
+    daemon.on_infer = Script(lambda infer: infer.refuse(UnknownHandle(1)), Infer.answer)
+    with client.lease("double") as slot:
+        slot.input[:] = 1
+        assert slot.infer().tolist() == [[2, 2, 2, 2]]
+    assert len(daemon.seen(FrameType.OPEN)) == 2
+
+
+def test_a_slot_of_a_model_that_changed_is_of_no_use(client: Client, daemon: FakeDaemon) -> None:
+    daemon.on_infer = lambda infer: infer.refuse(UnknownHandle(1))
+    with client.lease("double") as slot:
+        daemon.models["double"] = daemon.models["scalar"]
+        with pytest.raises(UnknownHandle):
+            slot.infer()
+    assert len(daemon.requests) == 1
+
+
+# ── descriptors ─────────────────────────────────────────────────────────────────────────────────
+
+
+def plain_file(nbytes: int) -> int:
+    fd = os.memfd_create("plain")
+    os.ftruncate(fd, nbytes)
+    return fd
+
+
+@pytest.mark.parametrize("kind", ["unsealed", "too small", "no memfd"])
+def test_an_arena_that_could_shrink_is_not_mapped(client: Client, daemon: FakeDaemon, kind: str) -> None:
+    def attach(connection: FakeConnection, request_id: int, meta: bytes) -> None:
+        nbytes = int.from_bytes(meta[8:16], "little")
+        match kind:
+            case "unsealed":
+                fd = plain_file(nbytes)
+            case "too small":
+                fd = create_arena(nbytes // 2)
+            case _:
+                fd = os.open("/dev/null", os.O_RDWR)
+        connection.send(encode_arena(FrameType.ATTACHED, request_id, 1, nbytes), [fd])
+        os.close(fd)
+
+    daemon.on_frame[FrameType.ATTACH] = attach
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(InternalError, match="cannot be used"):
+        client.lease("double")
+    assert len(os.listdir("/proc/self/fd")) <= before + 2  # both ends of the connection
+
+
+def test_attached_without_a_descriptor_ends_the_connection(client: Client, daemon: FakeDaemon) -> None:
+    daemon.on_frame[FrameType.ATTACH] = lambda connection, request_id, meta: connection.send(
+        encode_arena(FrameType.ATTACHED, request_id, 1, MIB)
+    )
+    with pytest.raises(ConnectionLost, match="without a file descriptor"):
+        client.lease("double")
+
+
+def test_descriptors_nobody_asked_for_are_closed(client: Client, daemon: FakeDaemon) -> None:
+    def pong(connection: FakeConnection, request_id: int, meta: bytes) -> None:
+        fd = plain_file(1)
+        connection.send(encode_arena(FrameType.PONG, request_id, 0, 0), [fd, fd])
+        os.close(fd)
+
+    daemon.on_frame[FrameType.PING] = pong
+    client.models()
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    client.ping()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_received_descriptors_are_not_inherited(client: Client, daemon: FakeDaemon) -> None:
+    client.lease("double")
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            name = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue
+        if "memfd:tensord" in name:
+            assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+
+
+# ── the pool, alone ─────────────────────────────────────────────────────────────────────────────
+
+SPEC = ModelSpec(
+    "m", 1, (TensorSpec("x", DType.UINT8, (100,)),), (TensorSpec("y", DType.UINT8, (10,)),), 64, idempotent=True
+)
+
+
+def pool_of(nbytes: int) -> tuple[ArenaPool, list[int]]:
+    released: list[int] = []
+    pool = ArenaPool(MIB, lambda: released.append(1))
+    pool.add(1, nbytes, create_arena(nbytes))
+    return pool, released
+
+
+def test_slots_do_not_overlap_and_come_back() -> None:
+    pool, released = pool_of(mmap.PAGESIZE)
+    plan = RowPlan(1, SPEC, 10)
+    assert plan.slot_bytes == 1_024 + 128
+    slots = [slot for slot in (pool.lease(plan) for _ in range(4)) if slot is not None]
+    assert len(slots) == 3
+    assert len({slot.base for slot in slots}) == 3
+    slots[1].release()
+    slots[1].release()
+    again = pool.lease(plan)
+    assert isinstance(again, ArenaSlot)
+    assert again.base == slots[1].base
+    assert len(released) == 1
+
+
+def test_a_pool_allows_so_many_arenas() -> None:
+    pool, _ = pool_of(mmap.PAGESIZE)
+    for number in range(2, ARENAS_PER_CONNECTION_MAX + 1):
+        assert pool.sizes_to_attach(100, MIB) == [MIB, mmap.PAGESIZE]
+        pool.add(number, mmap.PAGESIZE, create_arena(mmap.PAGESIZE))
+    with pytest.raises(ArenaQuotaExceeded, match="arenas per connection"):
+        pool.sizes_to_attach(100, MIB)
+
+
+def test_sizes_to_attach_are_whole_pages_within_the_limit() -> None:
+    pool, _ = pool_of(mmap.PAGESIZE)
+    assert pool.sizes_to_attach(2 * MIB + 1, 64 * MIB) == [2 * MIB + mmap.PAGESIZE]
+    assert pool.sizes_to_attach(1, 2 * mmap.PAGESIZE) == [2 * mmap.PAGESIZE, mmap.PAGESIZE]
+
+
+def test_a_mapped_arena_is_zero_and_shared() -> None:
+    fd = create_arena(mmap.PAGESIZE)
+    other = mmap.mmap(fd, mmap.PAGESIZE)
+    arena = ClientArena(1, mmap.PAGESIZE, fd)
+    arena.memory[5] = 7
+    assert other[5] == 7
+    assert other[6] == 0
