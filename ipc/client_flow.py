@@ -14,9 +14,17 @@ from .client_call import Call, Ticket
 from .client_model import OpenedModel, RowPlan
 from .client_request import Buffer, InferRequest, fits_inline, takes_arena
 from .client_session import ClientSession
-from .errors import ArenaQuotaExceeded, ConnectionLost, NoMemory, PermissionRefused, TensordError, UnknownHandle
+from .errors import (
+    ArenaQuotaExceeded,
+    ConnectionLost,
+    NoMemory,
+    PermissionRefused,
+    TensordError,
+    TooManyArenas,
+    UnknownHandle,
+)
 
-REFUSALS: Final = (ArenaQuotaExceeded, NoMemory, PermissionRefused)
+REFUSALS: Final = (ArenaQuotaExceeded, NoMemory, PermissionRefused, TooManyArenas)
 """Answers to ATTACH that mean: not another arena."""
 
 

@@ -28,8 +28,8 @@ ATTEMPTS_MAX: Final = 4
 Buffer: TypeAlias = bytes | memoryview
 """What can be sent as it lies in memory; a memoryview's items are bytes."""
 
-TIMEOUT_S_MAX: Final = 1e9
-"""Thirty years: what a deadline in 64-bit nanoseconds holds with room to spare."""
+TIMEOUT_S_MAX: Final = 1e6
+"""Eleven days: poll(2) counts milliseconds in 31 bits, which hold twice as much."""
 
 PRIORITIES: Final = {"high": 0, "normal": 1, "low": 2}
 
@@ -150,7 +150,7 @@ def fits_inline(plan: RowPlan, inline_bytes_max: int) -> bool:
 def deadline_after(timeout: float) -> int:
     """CLOCK_MONOTONIC in nanoseconds, `timeout` seconds from now. Raises BadRequest."""
     if not 0 < timeout <= TIMEOUT_S_MAX:
-        raise BadRequest("timeout", repr(timeout), "use seconds, more than 0 and finite")
+        raise BadRequest("timeout", repr(timeout), f"use seconds, more than 0 and at most {TIMEOUT_S_MAX:.0f}")
     return time.monotonic_ns() + int(timeout * 1e9)
 
 

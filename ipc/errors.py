@@ -26,7 +26,8 @@ TensordError
 │   ├── TooManyInFlight       requests in flight on one connection
 │   ├── TooManyConnections    connections of this instance; the connection closes
 │   ├── IngestFull            the shared memory for inline tensors
-│   ├── ArenaQuotaExceeded    client arenas: bytes or count
+│   ├── ArenaQuotaExceeded    bytes of client arenas
+│   ├── TooManyArenas         arenas of one connection
 │   └── NoMemory              the kernel refused memory or file descriptors
 ├── ModelFault                the model could not answer
 │   ├── ModelFailed           its code raised
@@ -329,6 +330,13 @@ class ArenaQuotaExceeded(CapacityFault):
     knob: str
     code = 204
     sentence = "{asked_bytes} bytes of client arenas asked for; the knob {knob} allows {limit_bytes}"
+
+
+@_error
+class TooManyArenas(CapacityFault):
+    limit: int
+    code = 206
+    sentence = "{limit} arenas are attached on this connection, the most there may be: use them, or detach one"
 
 
 @_error

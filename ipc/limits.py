@@ -46,7 +46,7 @@ ARENA_BYTES_MAX: Final = 64 * 1024**3
 """Hard ceiling of one client arena; the knobs `arena_bytes_max` and `arenas_bytes_max` are what clients meet."""
 
 ARENAS_PER_CONNECTION_MAX: Final = 8
-"""Arenas that one connection may hold; the next ATTACH gets ArenaQuotaExceeded."""
+"""Arenas that one connection may hold; the next ATTACH gets TooManyArenas."""
 
 TENSOR_ALIGNMENT_BYTES: Final = 64
 """Offsets of tensors in an arena are multiples of this: one cache line, and wider than any vector load."""

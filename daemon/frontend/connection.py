@@ -27,6 +27,7 @@ from tensord.ipc.errors import (
     ShuttingDown,
     SlotInUse,
     TensordError,
+    TooManyArenas,
     TooManyInFlight,
     TooManyRows,
     UnknownArena,
@@ -77,7 +78,6 @@ class Pause(IntEnum):
     BUDGET = 1  # it has had its share of this turn
     UNREAD = 2  # it does not take its replies
     IN_FLIGHT = 4  # it has too many bytes in flight
-    CLOSING = 8  # it said CLOSE
 
 
 @dataclass(eq=False, slots=True)
@@ -133,6 +133,10 @@ class Connection(asyncio.BufferedProtocol):
         self.tenant = ""
         self.greeted = False
         self.closed = False
+        self._said_close = False
+        """The client sends nothing more that counts: it gets its answers, then our end of the stream."""
+        self._ended_writing = False
+        self._unread_bytes = 0
         self.in_flight: dict[int, InferRequest] = {}
         self.in_flight_bytes = 0
         self.arenas: dict[int, ClientArena] = {}
@@ -185,6 +189,10 @@ class Connection(asyncio.BufferedProtocol):
             self.pause(Pause.BUDGET)
             asyncio.get_running_loop().call_soon(self._next_turn)
 
+    def eof_received(self) -> bool:
+        """The client is gone, unless it said CLOSE and waits for answers."""
+        return self._said_close and bool(self.in_flight)
+
     def pause_writing(self) -> None:
         self.progress_ns = time.monotonic_ns()
         self.pause(Pause.UNREAD)
@@ -214,8 +222,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def check_stall(self, now_ns: int, hello_timeout_ns: int) -> None:
         """End the connection if it stands still where it should go on."""
+        unread_bytes = self.transport.get_write_buffer_size()
+        if unread_bytes < self._unread_bytes:
+            self.progress_ns = now_ns
+        self._unread_bytes = unread_bytes
         still_ns = now_ns - self.progress_ns
-        if self._pauses & Pause.UNREAD:
+        if self._pauses & Pause.UNREAD or self._ended_writing or self.transport.is_closing():
             if still_ns > self.host.limits.stall_timeout_ns:
                 self.transport.abort()
         elif self.reader.mid_frame and not self._pauses:
@@ -226,7 +238,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def send(self, data: bytes) -> None:
         """Write, unless the client is gone."""
-        if not self.closed and not self.transport.is_closing():
+        if not self.closed and not self._ended_writing and not self.transport.is_closing():
             self.transport.write(data)
 
     def send_error(self, request_id: int, error: TensordError) -> None:
@@ -236,7 +248,12 @@ class Connection(asyncio.BufferedProtocol):
     def _fail_stream(self, error: TensordError) -> None:
         self._drop_arriving()
         self.send_error(0, error)
-        if not self.closed:
+        self._close()
+
+    def _close(self) -> None:
+        """End the connection when the client has taken what is written; `check_stall` bounds how long that may last."""
+        if not self.closed and not self.transport.is_closing():
+            self.progress_ns = time.monotonic_ns()
             self.transport.close()
 
     def _drop_arriving(self) -> None:
@@ -252,6 +269,8 @@ class Connection(asyncio.BufferedProtocol):
         self, frame_type: int, flags: int, request_id: int, meta: memoryview, payload_bytes: int
     ) -> Sequence[memoryview] | None:
         """See FrameSink. An error in a frame's content skips the frame and answers it."""
+        if self._said_close:
+            return None
         try:
             if frame_type == FrameType.INFER and self.greeted:
                 return self._infer(flags, request_id, meta, payload_bytes)
@@ -295,7 +314,10 @@ class Connection(asyncio.BufferedProtocol):
             case FrameType.LIST:
                 self.send(encode_models(request_id, self.host.models.entries()))
             case FrameType.CLOSE:
-                self._close_when_answered()
+                self._said_close = True
+                self._end_if_answered()
+            case FrameType.HELLO:
+                raise BadRequest("HELLO", "repeated", "say it once, as the first frame")
             case _:
                 raise UnknownFrame(frame_type)
 
@@ -303,7 +325,7 @@ class Connection(asyncio.BufferedProtocol):
         hello = Hello.decode(meta)
         if not hello.version_min <= PROTOCOL_VERSION <= hello.version_max:
             self.send_error(request_id, UnsupportedVersion(hello.version_min, hello.version_max, PROTOCOL_VERSION))
-            self.transport.close()
+            self._close()
             return
         if hello.tenant:
             self.tenant = f"{self.uid}/{hello.tenant}"
@@ -321,10 +343,15 @@ class Connection(asyncio.BufferedProtocol):
         self._handles[handle] = model
         self.send(encode_opened(request_id, handle, model.spec))
 
-    def _close_when_answered(self) -> None:
-        self.pause(Pause.CLOSING)
-        if not self.in_flight and not self.closed:
-            self.transport.close()
+    def _end_if_answered(self) -> None:
+        """After CLOSE and the last answer, end our half of the stream and wait for the client to end its own.
+
+        Until then it may read results in its arenas; closing would give their memory back.
+        """
+        if not self.in_flight and not self.arenas_wanted and not self.closed and not self._ended_writing:
+            self._ended_writing = True
+            self.progress_ns = time.monotonic_ns()
+            self.transport.write_eof()
 
     # ── arenas ──────────────────────────────────────────────────────────────────────────────────
 
@@ -336,7 +363,7 @@ class Connection(asyncio.BufferedProtocol):
         if nbytes > limit:
             raise ArenaQuotaExceeded(nbytes, limit, "arena_bytes_max")
         if len(self.arenas) + self.arenas_wanted >= ARENAS_PER_CONNECTION_MAX:
-            raise ArenaQuotaExceeded(nbytes, ARENAS_PER_CONNECTION_MAX, "count of arenas per connection")
+            raise TooManyArenas(ARENAS_PER_CONNECTION_MAX)
         if self.host.draining:
             raise ShuttingDown()
         self.arenas_wanted += 1
@@ -344,12 +371,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def arena_refused(self, request_id: int, error: TensordError) -> None:
         """The supervisor has no arena for this client."""
-        self.arenas_wanted -= 1
         self.send_error(request_id, error)
+        self._arena_answered()
 
     def arena_made(self, request_id: int, arena: int, nbytes: int, fd: int) -> None:
         """Pass the arena on. Takes `fd` over."""
-        self.arenas_wanted -= 1
         made = ClientArena(arena, nbytes)
         if self.closed:
             self._detach(made)
@@ -357,6 +383,11 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.arenas[arena] = made
         self._send_with_fd(encode_arena(FrameType.ATTACHED, request_id, arena, nbytes), fd)
+
+    def _arena_answered(self) -> None:
+        self.arenas_wanted -= 1
+        if self._said_close:
+            self._end_if_answered()
 
     def _send_with_fd(self, data: bytes, fd: int) -> None:
         """uvloop's transports cannot pass descriptors: write to the socket itself while nothing else waits there."""
@@ -376,6 +407,7 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 os.close(fd)
                 self.send(data[sent:])
+                self._arena_answered()
                 return
         asyncio.get_running_loop().call_later(0.002, self._send_with_fd, data, fd)
 
@@ -398,6 +430,8 @@ class Connection(asyncio.BufferedProtocol):
         now = time.monotonic_ns()
         if request_id in self.in_flight:  # first: with this id it may get no other answer
             raise DuplicateRequestId(request_id)
+        if not request_id:
+            raise BadRequest("request_id", "0", "count from 1: answers with id 0 are about the connection")
         if len(meta) < INFER.size:
             raise BadRequest("meta_bytes", str(len(meta)), f"INFER has at least {INFER.size}")
         handle, priority, inputs, outputs, _, deadline_ns, session = INFER.unpack_from(meta)
@@ -490,8 +524,7 @@ class Connection(asyncio.BufferedProtocol):
             self._unreserve(request)
         form = request.form
         self.in_flight_bytes -= form.payload_bytes + form.reply_bytes
-        if self._pauses:
-            if self._pauses & Pause.IN_FLIGHT and self.in_flight_bytes <= self.host.limits.in_flight_bytes_max:
-                self.resume(Pause.IN_FLIGHT)
-            if self._pauses & Pause.CLOSING and not self.in_flight and not self.closed:
-                self.transport.close()
+        if self._pauses & Pause.IN_FLIGHT and self.in_flight_bytes <= self.host.limits.in_flight_bytes_max:
+            self.resume(Pause.IN_FLIGHT)
+        if self._said_close:
+            self._end_if_answered()

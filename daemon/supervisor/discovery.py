@@ -23,7 +23,7 @@ class Gpu(msgspec.Struct, frozen=True):
 
 
 def discover() -> list[Gpu]:
-    """The GPUs, in the order of their PCI addresses; none without a driver, or if it does not answer in time."""
+    """The GPUs, in the order of their PCI addresses; none without a driver, or if it gives no sensible answer in time."""
     if not Path("/proc/driver/nvidia").exists():
         return []
     try:
@@ -33,9 +33,9 @@ def discover() -> list[Gpu]:
             timeout=TIME_LIMIT_S,
             check=True,
         )
-    except (subprocess.SubprocessError, OSError):
+        return msgspec.json.decode(answer.stdout, type=list[Gpu])
+    except (subprocess.SubprocessError, OSError, ValueError):
         return []
-    return msgspec.json.decode(answer.stdout, type=list[Gpu])
 
 
 def main() -> None:

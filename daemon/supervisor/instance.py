@@ -27,22 +27,32 @@ class RuntimeDirectory:
         self._sockets: list[tuple[Path, int]] = []
 
     def take(self) -> None:
-        """Make the directory (0750) and lock it. Raises InstanceFailure."""
+        """Make the directory (0750) and lock it. Raises InstanceFailure, and holds nothing then."""
         try:
             self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._check_owner()
+            while self._lock_fd < 0:
+                self._try_lock()
         except OSError as error:
             sentence = f"runtime_dir {self.path}: {error.strerror}; make it, or set [daemon] runtime_dir"
             raise InstanceFailure(Exit.CONFIG, sentence) from error
-        self._check_owner()
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._lock_fd, 32, 0).decode(errors="replace").strip() or "unknown"
-            sentence = f"another tensord (pid {holder}) runs in {self.path}: stop it, or set another runtime_dir"
-            raise InstanceFailure(Exit.RUNNING, sentence) from None
         os.ftruncate(self._lock_fd, 0)
         os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _try_lock(self) -> None:
+        """Lock the file. One that an instance which just left has removed locks nothing: the next try makes another."""
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            sentence = f"another tensord (pid {holder}) runs in {self.path}: stop it, or set another runtime_dir"
+            raise InstanceFailure(Exit.RUNNING, sentence) from None
+        if os.fstat(fd).st_nlink:
+            self._lock_fd = fd
+        else:
+            os.close(fd)
 
     def _check_owner(self) -> None:
         """Somebody else's directory would let them replace our sockets."""
@@ -62,6 +72,7 @@ class RuntimeDirectory:
         try:
             sock.bind(str(path))
         except OSError as error:
+            sock.close()
             raise InstanceFailure(Exit.RUNNING, f"socket {path}: {error.strerror}") from error
         finally:
             os.umask(old_umask)

@@ -138,6 +138,9 @@ class Supervisor:
         await self._ended.wait()
         watch.cancel()
         self._control.close()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)  # it has ended: one more signal must not change the exit code
         self._log.info("stopped")
 
     def _add_place(self, worker: int, device: DevicePlan, page: Page) -> None:

@@ -108,11 +108,14 @@ class WorkerPlace:
         self._host.call_later(delay_s, self)
 
     def stop(self) -> None:
-        """Finish the batch and end."""
+        """Finish the batch and end; a process that still imports has nothing to finish."""
+        starting = self.state is State.STARTING
         if self.state is not State.STOPPED:
             self.lifecycle.on(Event.STOPPING)
         if self.child is not None:
             self.child.send(m.Stop())
+            if starting:
+                self.child.kill()
 
     def hung(self, limit_ms: float) -> str | None:
         """Why the process counts as hung; None if it does not."""
@@ -166,6 +169,8 @@ class WorkerPlace:
         """What the process says."""
         for fd in fds:
             os.close(fd)  # workers send none
+        if self.state is State.STOPPED:
+            return  # said before it read that it is to stop
         match message:
             case m.WorkerStarted():
                 self.lifecycle.on(Event.SPOKE)

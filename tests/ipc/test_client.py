@@ -134,6 +134,7 @@ def test_a_wrong_request_is_refused_here(
     [
         {"timeout": 0},
         {"timeout": -1.0},
+        {"timeout": 1.1e6},
         {"timeout": float("inf")},
         {"timeout": float("nan")},
         {"priority": "urgent"},
@@ -152,6 +153,11 @@ def test_a_wrong_argument_is_named(client: Client, arguments: dict[str, object])
 def test_the_priority_is_told(client: Client, daemon: FakeDaemon, priority: str | int, number: int) -> None:
     client.infer("double", X, priority=priority)
     assert daemon.requests[0].head.priority == number
+
+
+def test_the_longest_timeout_works(client: Client) -> None:
+    assert client.infer("double", X, timeout=1e6).tolist() == (X * 2).tolist()
+    assert client.submit("double", X, timeout=1e6).result().tolist() == (X * 2).tolist()
 
 
 def test_sessions_are_keys_that_depend_on_the_text_only(client: Client, daemon: FakeDaemon) -> None:

@@ -340,6 +340,7 @@ def test_an_arena_that_could_shrink_is_not_mapped(client: Client, daemon: FakeDa
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(InternalError, match="cannot be used"):
         client.lease("double")
+    daemon.wait_seen(FrameType.ATTACH)
     assert len(os.listdir("/proc/self/fd")) <= before + 2  # both ends of the connection
 
 
@@ -362,6 +363,7 @@ def test_descriptors_nobody_asked_for_are_closed(client: Client, daemon: FakeDae
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     client.ping()
+    daemon.wait_seen(FrameType.PING)
     assert len(os.listdir("/proc/self/fd")) <= before
 
 

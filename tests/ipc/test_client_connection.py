@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from tensord.ipc.errors import ConnectionLost
 from tensord.ipc.wire import FrameType, frame
 
 WATCHDOG_S = 20.0
-FOR_EVER_NS = 2**62
+LONG_NS = 10**15
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def start_waiting(connection: Connection, *tickets: object) -> list[threading.Th
     """One thread per ticket; the first one leads."""
     threads = []
     for ticket in tickets:
-        thread = threading.Thread(target=connection.wait, args=(ticket, FOR_EVER_NS), daemon=True)
+        thread = threading.Thread(target=connection.wait, args=(ticket, time.monotonic_ns() + LONG_NS), daemon=True)
         thread.start()
         threads.append(thread)
         while not connection._role.locked():
@@ -102,7 +103,7 @@ def test_a_waker_may_be_used_after_it_was_closed() -> None:
 
 @pytest.mark.parametrize("sent", range(9))
 def test_unsent_is_the_rest(sent: int) -> None:
-    buffers = [b"abc", memoryview(b""), memoryview(b"defgh")]
+    buffers: list[bytes | memoryview] = [b"abc", memoryview(b""), memoryview(b"defgh")]
     assert b"".join(unsent(buffers, sent)) == b"abcdefgh"[sent:]
 
 

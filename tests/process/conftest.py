@@ -89,6 +89,8 @@ class ModelFiles:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     knobs: dict[str, int] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    """Of the last output."""
 
     def write(self, directory: Path) -> None:
         """As an operator would: a manifest and the code."""
@@ -98,6 +100,7 @@ class ModelFiles:
         for key, tensors in (("inputs", self.inputs), ("outputs", self.outputs)):
             for name, dtype, shape in tensors:
                 lines += [f"[[{key}]]", f'name = "{name}"', f'dtype = "{dtype}"', f"shape = {list(shape)}"]
+        lines += [f"labels = {list(self.labels)}"] if self.labels else []
         lines += ["[knobs]", *(f"{name} = {value}" for name, value in self.knobs.items())]
         (directory / "model.toml").write_text("\n".join(lines) + "\n")
 
@@ -120,6 +123,12 @@ MODELS: Final = {
     "deadly": _one_to_one("deadly", "float32", (4,)),
     "wrong": _one_to_one("wrong", "float32", (4,)),
     "inplace": _one_to_one("inplace", "float32", (4,)),
+    "labels": ModelFiles(
+        "echo",
+        (("x", "float32", (2000,)),),
+        (("y", "float32", (2000,)),),
+        labels=tuple(f"a label of many bytes, {number}" for number in range(2000)),
+    ),
     "counts": ModelFiles("counts", (("x", "bool", (8,)),), (("y", "int64", ()),)),
 } | {
     f"same-{dtype.label}-{len(shape)}": _one_to_one("echo", dtype.label, shape)

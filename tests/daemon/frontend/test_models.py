@@ -78,7 +78,11 @@ def test_the_list_is_in_order_and_says_what_is_ready(served: ModelServed) -> Non
     models.add(version(served, 1, 9))
     models.add(version(served, 2, 1, name="alpha"))
     models.by_index[1].replicas.add(0)
-    assert models.entries() == [ModelEntry("alpha", 1, False), ModelEntry("pair", 9, True), ModelEntry("pair", 10, False)]
+    assert models.entries() == [
+        ModelEntry("alpha", 1, False),
+        ModelEntry("pair", 9, True),
+        ModelEntry("pair", 10, False),
+    ]
 
 
 # ── headers of results ──────────────────────────────────────────────────────────────────────────

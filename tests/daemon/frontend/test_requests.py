@@ -93,9 +93,7 @@ def test_neighbours_in_different_arenas_do_not_join(make_request: MakeRequest, m
 
 
 def test_a_request_all_in_arenas_has_no_lease(make_request: MakeRequest, model: Model) -> None:
-    request = make_request(
-        2, inputs_in={0: (1, 0), 1: (1, 64)}, outputs_in={0: (2, 0), 1: (1, 128)}
-    )
+    request = make_request(2, inputs_in={0: (1, 0), 1: (1, 64)}, outputs_in={0: (2, 0), 1: (1, 128)})
     assert request.lease is None
     descriptor = descriptor_of([request], model)
     assert descriptor.inputs == [[(1, 2, 0)], [(1, 2, 64)]]
@@ -121,7 +119,10 @@ def test_the_runs_are_the_rows_of_the_requests_in_their_order(
         order.shuffle(chosen)
     descriptor = descriptor_of(chosen, model)
     assert descriptor.rows == sum(request.rows for request in chosen)
-    for is_input, specs, all_runs in ((True, model.inputs, descriptor.inputs), (False, model.outputs, descriptor.outputs)):
+    for is_input, specs, all_runs in (
+        (True, model.inputs, descriptor.inputs),
+        (False, model.outputs, descriptor.outputs),
+    ):
         for tensor, (spec, runs) in enumerate(zip(specs, all_runs, strict=True)):
             assert rows_of(runs, spec.row_bytes) == expected_rows(chosen, model, tensor=tensor, is_input=is_input)
             for (arena, rows, offset), behind in zip(runs, runs[1:], strict=False):

@@ -24,22 +24,26 @@ X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 @pytest.fixture
 def served(site: "Site") -> "Site":
-    """A place with the models `echo` and `gate`, configured for two devices."""
+    """A place with the models `echo` and `gate`."""
     site.models.add("echo")
     site.models.add("gate", "gate", ("int64", ()), knobs="max_batch = 1")
-    site.write_config(devices=("cpu:0", "cpu:1"))
+    site.write_config()
     return site
 
 
-def test_sigterm_answers_what_is_in_flight_and_takes_nothing_new(
+def test_second_daemon_is_refused_and_sigterm_drains_the_first(
     served: "Site", connect_raw: "Connect", gates: "count[int]"
 ) -> None:
     instance = served.serve().wait_ready()
-    numbers = [next(gates) for _ in range(5)]  # two at work, two behind them, one in the queue
+    second = served.serve()
+    assert second.wait_end() == Exit.RUNNING
+    assert f"another tensord (pid {instance.pid}) runs in {served.runtime_dir}: stop it" in second.last_line()
+    assert instance.sockets() == ["control.sock", "lock", "tensord.sock"]
+
+    numbers = [next(gates) for _ in range(4)]  # one at work, one behind it, two in the queue
     client, late = connect_raw(instance, "gate"), connect_raw(instance, "echo")
     client.send({number: np.array([number]) for number in numbers})
-    for number in numbers[:2]:
-        served.models.wait_entered(number)
+    served.models.wait_entered(numbers[0])
     instance.signal(signal.SIGTERM)
     instance.wait_status(lambda now: now.state == "draining")
     late.send({7: X})
@@ -115,29 +119,13 @@ def test_children_end_with_a_killed_supervisor_and_a_new_one_takes_its_place(
         np.testing.assert_array_equal(client.infer("echo", X), X)
 
 
-def test_second_daemon_in_one_runtime_directory_is_refused(served: "Site") -> None:
-    first = served.serve().wait_ready()
-    second = served.serve()
-    assert second.wait_end() == Exit.RUNNING
-    line = second.last_line()
-    assert f"another tensord (pid {first.pid}) runs in {served.runtime_dir}: stop it" in line
-    with Client(first.socket) as client:
-        np.testing.assert_array_equal(client.infer("echo", X), X)
-    assert first.sockets() == ["control.sock", "lock", "tensord.sock"]
-
-
-def test_of_two_that_start_together_one_serves(served: "Site") -> None:
+def test_of_two_that_start_together_one_starts_and_a_signal_ends_it(served: "Site") -> None:
     both = [served.serve(), served.serve()]
     both[0].wait_until(lambda: any(each.process.poll() is not None for each in both))
     (winner,) = [each for each in both if each.process.poll() is None]
     (loser,) = [each for each in both if each is not winner]
     assert loser.wait_end() == Exit.RUNNING
-    winner.wait_ready()
-
-
-def test_signal_while_it_starts_ends_it(served: "Site") -> None:
-    instance = served.serve()
-    instance.wait_status(lambda now: now.state == "starting")
-    instance.signal(signal.SIGTERM)
-    assert instance.wait_end() == Exit.OK
-    assert instance.sockets() == []
+    winner.wait_status(lambda now: now.state == "starting")
+    winner.signal(signal.SIGTERM)
+    assert winner.wait_end() == Exit.OK
+    assert winner.sockets() == []

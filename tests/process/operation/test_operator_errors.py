@@ -1,0 +1,273 @@
+"""What an operator can get wrong: the daemon ends with one line that names the thing, its value and the remedy.
+
+Nothing is left behind: no process, no shared memory, no socket.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tensord import Client
+from tensord.daemon.exits import Exit
+from tensord.ipc.errors import ModelUnavailable
+
+if TYPE_CHECKING:
+    from tests.process.operation.conftest import Site
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(90)]
+
+Break = Callable[["Site"], None]
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+def refused(site: "Site", code: Exit, *parts: str, prefix: tuple[str, ...] = (), arguments: tuple[str, ...] = ()) -> str:
+    """Start it; it ends with this code, and its one line has these parts."""
+    before = site_files(site)
+    instance = site.serve(*arguments, prefix=prefix)
+    assert instance.wait_end() == code, instance.log.read_text()
+    line = instance.last_line()
+    assert [part for part in parts if part not in line] == [], line
+    assert site_files(site) == before
+    return line
+
+
+def site_files(site: "Site") -> list[str]:
+    """What lies in the runtime directory."""
+    return sorted(path.name for path in site.runtime_dir.iterdir()) if site.runtime_dir.is_dir() else []
+
+
+# ── the configuration ───────────────────────────────────────────────────────────────────────────
+
+
+CONFIGS: dict[str, tuple[dict[str, str], Exit, tuple[str, ...]]] = {
+    "unknown knob": ({"knobs": "max_bach = 8"}, Exit.CONFIG, ("knobs.max_bach = 8", "did you mean max_batch?")),
+    "unknown key": ({"daemon": "device = 'cpu:0'"}, Exit.CONFIG, ("daemon.device = 'cpu:0'", "did you mean devices?")),
+    "unknown section": ({"knobs": "[model.echo]"}, Exit.CONFIG, ("model", "did you mean models?")),
+    "broken TOML": ({"knobs": "max_batch = = 8"}, Exit.CONFIG, ("tensord.toml: not TOML", "line 8")),
+    "value out of range": ({"knobs": "max_batch = 0"}, Exit.CONFIG, ("knobs.max_batch = 0", "1 to 65536 rows")),
+    "value of another kind": ({"knobs": "window_us = true"}, Exit.CONFIG, ("knobs.window_us = True", '"5s"')),
+    "unit of another kind": ({"knobs": "window_us = '5MiB'"}, Exit.CONFIG, ("window_us = '5MiB'", "a duration")),
+    "knob of a model that is not there": (
+        {"knobs": "[models.eco]\nmax_batch = 8"},
+        Exit.CONFIG,
+        ("models.eco", "has no such model", "did you mean echo?"),
+    ),
+    "knob of a device that is not used": (
+        {"knobs": "[devices.'cpu:1']\nspin_us = 8"},
+        Exit.CONFIG,
+        ('devices."cpu:1"', "it uses cpu:0"),
+    ),
+    "daemon knob for a model": (
+        {"knobs": "[models.echo]\nin_flight_max = 8"},
+        Exit.CONFIG,
+        ("models.echo.in_flight_max = 8", "set it in [knobs]"),
+    ),
+    "runtime_dir too long": (
+        {"daemon": f"#{'x' * 10}"},
+        Exit.CONFIG,
+        ("daemon.runtime_dir", "Linux takes 107", "shorter directory"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_broken_configuration_names_key_value_and_remedy(site: "Site", case: str) -> None:
+    config, code, parts = CONFIGS[case]
+    site.models.add("echo")
+    site.write_config(**config)
+    arguments = ("--runtime-dir", f"/tmp/{'d' * 100}") if "too long" in case else ()
+    refused(site, code, *parts, arguments=arguments)
+    assert not Path(f"/tmp/{'d' * 100}").exists()
+
+
+def test_configuration_that_is_not_there(site: "Site") -> None:
+    site.config = site.directory / "missing.toml"
+    refused(site, Exit.CONFIG, "missing.toml", "No such file", "check the path")
+
+
+@pytest.mark.parametrize("device", ["cpu:4095", "cuda:9999", "gpu:0"])
+def test_device_that_is_not_there(site: "Site", device: str) -> None:
+    site.models.add("echo")
+    site.write_config(devices=(device,))
+    code = Exit.CONFIG if device == "gpu:0" else Exit.DEVICE
+    refused(site, code, f"daemon.devices = '{device}'", "not a device" if code is Exit.CONFIG else "no such device")
+
+
+# ── the runtime directory ───────────────────────────────────────────────────────────────────────
+
+
+def test_runtime_directory_that_cannot_be_made(site: "Site") -> None:
+    site.models.add("echo")
+    site.write_config()
+    site.runtime_dir.rmdir()
+    site.runtime_dir.write_text("a file")
+    try:
+        line = refused(site, Exit.CONFIG, f"runtime_dir {site.runtime_dir}", "set [daemon] runtime_dir")
+        assert "File exists" in line
+        refused(site, Exit.CONFIG, "Not a directory", arguments=("--runtime-dir", f"{site.runtime_dir}/below"))
+    finally:
+        site.runtime_dir.unlink()
+
+
+def test_runtime_directory_that_all_may_write(site: "Site") -> None:
+    site.models.add("echo")
+    site.write_config()
+    site.runtime_dir.chmod(0o777)
+    refused(site, Exit.CONFIG, f"runtime_dir {site.runtime_dir}", "chmod 0750")
+
+
+def test_socket_of_another_program_is_left_alone_and_a_stale_one_replaced(site: "Site") -> None:
+    site.models.add("echo")
+    site.write_config()
+    path = site.runtime_dir / "tensord.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        refused(site, Exit.RUNNING, f"socket {path} is in use by another program", "set another runtime_dir")
+        assert path.is_socket()
+    instance = site.serve().wait_ready()  # nobody listens on it any more
+    with Client(instance.socket) as client:
+        np.testing.assert_array_equal(client.infer("echo", X), X)
+
+
+def test_file_in_place_of_the_socket_is_left_alone(site: "Site") -> None:
+    site.models.add("echo")
+    site.write_config()
+    path = site.runtime_dir / "control.sock"
+    path.write_text("precious")
+    refused(site, Exit.RUNNING, f"{path} exists and is not a socket", "remove it")
+    assert path.read_text() == "precious"
+
+
+# ── memory and descriptors ──────────────────────────────────────────────────────────────────────
+
+
+def test_too_little_shared_memory_is_refused_at_the_start(site: "Site") -> None:
+    site.models.add("echo")
+    site.write_config()
+    small_shm = "mount -t tmpfs -o size=16m none /dev/shm"
+    tried = subprocess.run(["unshare", "-rm", "sh", "-c", small_shm], capture_output=True, text=True)
+    assert tried.returncode == 0, f"this kernel allows no mount in a user namespace: {tried.stderr}"
+    inside = ("unshare", "-rm", "sh", "-c", f'{small_shm} && exec "$@"', "sh")
+    refused(site, Exit.RESOURCES, f"ingest_bytes = {32 * 2**20}", "make /dev/shm larger", prefix=inside)
+
+
+def test_too_few_descriptors_are_refused_at_the_start(site: "Site") -> None:
+    site.models.add("echo")
+    site.write_config()
+    few = ("sh", "-c", 'ulimit -n 12 && exec "$@"', "sh")
+    refused(site, Exit.RESOURCES, "Too many open files", prefix=few)
+
+
+# ── the models ──────────────────────────────────────────────────────────────────────────────────
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    """Replace text in a file."""
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def no_repository(site: "Site") -> None:
+    shutil.rmtree(site.models.root)
+
+
+def file_for_repository(site: "Site") -> None:
+    no_repository(site)
+    site.models.root.write_text("")
+
+
+def empty_repository(site: "Site") -> None:
+    no_repository(site)
+    site.models.root.mkdir()
+
+
+def broken_manifest(site: "Site") -> None:
+    edit(site.models.root / "digits/1/model.toml", 'dtype = "float32"', 'dtype = "float33"')
+
+
+def bad_manifest_knob(site: "Site") -> None:
+    edit(site.models.root / "digits/1/model.toml", "max_batch = 64", "max_batch = 0")
+
+
+def corrupt_weights(site: "Site") -> None:
+    path = site.models.root / "digits/1/weights.safetensors"
+    path.write_bytes(b"\xff" * 100)
+
+
+def wrong_weights(site: "Site") -> None:
+    path = site.models.root / "digits/1/weights.safetensors"
+    tensors = load_file(path)
+    tensors.popitem()
+    save_file(tensors, path)
+
+
+def wrong_warmup_answer(site: "Site") -> None:
+    path = site.models.root / "digits/1/warmup.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "logits" in name)
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, path)
+
+
+def failing_code(site: "Site") -> None:
+    (site.models.root / "digits/1/model.py").write_text("raise ImportError('no module named magic')\n")
+
+
+REPOSITORIES: dict[str, tuple[Break, tuple[str, ...]]] = {
+    "no repository": (no_repository, ("models: the directory is not readable", "No such file")),
+    "a file for a repository": (file_for_repository, ("models: the directory is not readable", "Not a directory")),
+    "empty repository": (empty_repository, ("holds no model", "set [daemon] models")),
+    "broken manifest": (broken_manifest, ("model.toml: inputs[0].dtype is 'float33'", "float32")),
+    "bad knob in a manifest": (bad_manifest_knob, ("digits.max_batch = 0", "1 to 65536 rows")),
+}
+LOADED: dict[str, tuple[Break, tuple[str, ...]]] = {
+    "corrupt weights": (corrupt_weights, ("weights.safetensors", "not readable as safetensors", "write it again")),
+    "other weights": (wrong_weights, ("weights.safetensors", "not this module's weights", "save the state_dict")),
+    "wrong warm-up answer": (wrong_warmup_answer, ("warmup.safetensors", "logits", "expected")),
+    "failing code": (failing_code, ("model.py", "no module named magic", "mend the code")),
+}
+
+
+@pytest.mark.parametrize("case", [*REPOSITORIES, *LOADED])
+def test_required_model_that_is_broken_ends_the_start(site: "Site", case: str) -> None:
+    site.models.add_shipped("digits")
+    site.write_config()
+    break_it, parts = (REPOSITORIES | LOADED)[case]
+    break_it(site)
+    refused(site, Exit.MODELS, *parts)
+
+
+def test_broken_model_that_is_not_required_leaves_the_daemon_degraded(site: "Site") -> None:
+    site.models.add("echo")
+    site.models.add_shipped("digits")
+    site.write_config()
+    edit(site.models.root / "digits/1/model.toml", 'format = "factory"', 'format = "factory"\nrequired = false')
+    corrupt_weights(site)
+    instance = site.serve()
+    now = instance.wait_status(lambda now: now.state == "degraded" and bool(now.models[1].ready_on))
+    (reason,) = now.reasons
+    assert reason.startswith("model digits:1 has no replica ready: ")
+    assert "weights.safetensors: the file is not readable as safetensors" in reason
+    assert list(now.models[0].broken_on) == ["cpu:0"]
+    with Client(instance.socket) as client:
+        np.testing.assert_array_equal(client.infer("echo", X), X)
+        with pytest.raises(ModelUnavailable, match="the daemon's log says why"):
+            client.infer("digits", np.zeros((1, 1, 8, 8), np.float32))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_directory_of_somebody_else_is_refused(site: "Site") -> None:
+    site.models.add("echo")
+    site.write_config()
+    os.chown(site.runtime_dir, 12345, 12345)
+    refused(site, Exit.CONFIG, f"runtime_dir {site.runtime_dir}", "chown it to yourself")
