@@ -14,8 +14,9 @@ from typing import Any, Final
 import msgspec
 
 FDS_MAX: Final = 8
-PACKET_BYTES_MAX: Final = 128 * 1024
-"""Below the default socket buffer of 208 KiB; a model with 4,096 long labels fits."""
+PACKET_BYTES_MAX: Final = 320 * 1024
+"""A model whose specification fills a client's frame (META_BYTES_MAX) fits. The default socket buffer of 208 KiB is
+too small for it; what any process may ask for is twice that."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -299,6 +300,8 @@ class Link:
     def pair(cls) -> tuple["Link", "Link"]:
         """Two connected ends."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET_BYTES_MAX)
         return cls(ours), cls(theirs)
 
     def fileno(self) -> int:

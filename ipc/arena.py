@@ -23,9 +23,6 @@ F_SEAL_GROW: Final = 0x0004
 SEALS: Final = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW
 """fcntl(2): the size is final, and so are the seals."""
 
-MADV_POPULATE_WRITE: Final = 23
-"""madvise(2), since Linux 5.14: fault all pages in, without changing their contents."""
-
 FALLOC_FL_KEEP_SIZE: Final = 0x01
 FALLOC_FL_PUNCH_HOLE: Final = 0x02
 """fallocate(2)."""
@@ -67,15 +64,6 @@ def map_arena(fd: int, nbytes: int) -> mmap.mmap:
     if seals & SEALS != SEALS or os.fstat(fd).st_size != nbytes:
         raise BadRequest("arena", f"a file of {os.fstat(fd).st_size} bytes", f"expected a sealed memfd of {nbytes}")
     return mmap.mmap(fd, nbytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-
-
-def prefault(mapping: mmap.mmap) -> None:
-    """Fault all pages of a mapping in, so that the first request does not pay for it; best effort.
-
-    Through ctypes, which releases the GIL; `mmap.madvise` would hold it for 0.3 ms per MiB.
-    """
-    address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-    _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(len(mapping)), MADV_POPULATE_WRITE)
 
 
 def release_pages(fd: int, nbytes: int) -> None:

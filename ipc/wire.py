@@ -37,7 +37,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from .errors import BadFrame, BadRequest, TensordError, UnknownFrame, rebuild
+from .errors import BadFrame, BadRequest, TensordError, rebuild
 from .limits import (
     DIMENSION_MAX,
     LABELS_MAX,
@@ -616,14 +616,6 @@ def decode_error(meta: memoryview) -> TensordError:
 
 
 # ── helpers ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def frame_type_of(value: int) -> FrameType:
-    """Raises UnknownFrame."""
-    try:
-        return FrameType(value)
-    except ValueError:
-        raise UnknownFrame(value) from None
 
 
 def _malformed(what: str, value: object) -> BadRequest:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tensord.ipc.discovery import find_socket
+from tensord.ipc.client.discovery import find_socket
 
 Socket = Annotated[
     Path | None,

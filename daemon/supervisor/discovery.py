@@ -23,7 +23,7 @@ class Gpu(msgspec.Struct, frozen=True):
 
 
 def discover() -> list[Gpu]:
-    """The GPUs, in the order of their PCI addresses; none without a driver, or if it gives no sensible answer in time."""
+    """The GPUs, in the order of their PCI addresses; none without a driver, or without a sensible answer in time."""
     if not Path("/proc/driver/nvidia").exists():
         return []
     try:

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from tensord.ipc.doorbell import Doorbell
+from tensord.ipc.errors import NoMemory
 from tensord.ipc.limits import DONE_RING_BYTES, RING_BYTES
 from tensord.ipc.segment import Segment
 
@@ -19,12 +20,25 @@ class Rings:
     @classmethod
     def create(cls, generation: int) -> "Rings":
         """Raises NoMemory."""
-        work = Segment.create(RING_BYTES)
-        done = Segment.create(DONE_RING_BYTES)
-        fds = (os.dup(work.fd), os.dup(done.fd), Doorbell().fd, Doorbell().fd)
-        work.close()
-        done.close()
-        return cls(generation, fds)
+        segments: list[Segment] = []
+        fds: list[int] = []
+        try:
+            for nbytes in (RING_BYTES, DONE_RING_BYTES):
+                segments.append(Segment.create(nbytes))
+                fds.append(os.dup(segments[-1].fd))
+            fds += [Doorbell().fd]
+            fds += [Doorbell().fd]
+        except (NoMemory, OSError) as error:
+            for fd in fds:
+                os.close(fd)
+            if isinstance(error, OSError):
+                raise NoMemory(f"descriptors for a worker's rings ({error.strerror})") from error
+            raise
+        finally:
+            for segment in segments:
+                segment.close()
+        work, done, work_bell, done_bell = fds
+        return cls(generation, (work, done, work_bell, done_bell))
 
     def close(self) -> None:
         """Close the supervisor's descriptors."""

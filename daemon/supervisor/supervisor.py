@@ -36,6 +36,7 @@ from .failures import InstanceFailure
 from .instance import RuntimeDirectory, raise_descriptor_limit
 from .knobs import Knobs
 from .lifecycle import State
+from .memory import check_room
 from .report import report
 from .rings import Rings
 from .workers import STARTING_MS_MAX, WorkerPlace
@@ -108,6 +109,10 @@ class Supervisor:
             asyncio.run(self._run())
         except NoMemory as error:
             raise InstanceFailure(Exit.RESOURCES, str(error)) from error
+        except OSError as error:
+            what = error.strerror or str(error)
+            sentence = f"the kernel refused a process or a descriptor ({what}): free some, or raise the service's limit"
+            raise InstanceFailure(Exit.RESOURCES, sentence) from error
         finally:
             self._kill_all()
             self._runtime.leave()
@@ -250,8 +255,9 @@ class Supervisor:
     def _restart_frontend(self) -> None:
         if self.draining:
             return
-        assert self._ingest is not None
-        self._ingest.close()
+        if self._ingest is not None:
+            self._ingest.close()
+            self._ingest = None
         try:
             self._ingest = self._make_ingest()
             self._spawn_frontend()
@@ -259,12 +265,22 @@ class Supervisor:
                 if place.child is not None and place.state in (State.LOADING, State.READY):
                     place.open_channel(self._ingest.fd, self._ingest.nbytes)
         except (InstanceFailure, NoMemory, OSError) as error:
-            self._fail(Exit.RESOURCES, f"the front end cannot be started again: {error}")
+            self._log.error("no new front end with its rings", reason=str(error))
+            self._free_old_generation()
+            if self.frontend is None:
+                self._loop.call_later(FRONTEND_BACKOFF_MAX_S, self._restart_frontend)
+
+    def _free_old_generation(self) -> None:
+        """Workers map the last ingest arena until they are given another one: without room for both, end them."""
+        for place in self.places.values():
+            if place.child is not None and place.rings is not None:
+                place.child.kill()
 
     def _make_ingest(self) -> Segment:
         """Raises InstanceFailure that names the knob."""
         nbytes = int(self.knobs.general("ingest_bytes"))
         try:
+            check_room(nbytes)
             return Segment.create(nbytes)
         except NoMemory as error:
             sentence = f"ingest_bytes = {nbytes}: {error.what} refused: lower it in [knobs], or make /dev/shm larger"
@@ -306,6 +322,7 @@ class Supervisor:
             self._to_frontend(m.ArenaRefused(wanted.ticket, error.code, error.data()))
             return
         try:
+            check_room(wanted.nbytes)
             fd = await asyncio.to_thread(create_arena, wanted.nbytes)
         except NoMemory as error:
             self.arenas.break_promise(wanted.nbytes)
@@ -383,11 +400,11 @@ class Supervisor:
     def worker_spoke(self, place: WorkerPlace) -> None:
         """See workers.Host."""
         assert place.child is not None
-        assert self._ingest is not None
         self.acknowledgements.join(place.name, self.knobs.epoch)
         place.child.send(self.knobs.message())
         try:
-            place.open_channel(self._ingest.fd, self._ingest.nbytes)
+            if self._ingest is not None:  # else the next front end brings one
+                place.open_channel(self._ingest.fd, self._ingest.nbytes)
         except NoMemory as error:
             if not self.was_ready:
                 self._fail(Exit.RESOURCES, f"no rings for {place.name}: {error}")

@@ -137,6 +137,7 @@ class WorkerPlace:
         assert self.child is not None
         if self.rings is not None:
             self.rings.close()
+            self.rings = None
         self.generation += 1
         self.joined = False
         self.rings = Rings.create(self.generation)

@@ -7,8 +7,7 @@ into this package, so that their import names are `tensord.ipc` and so on (see A
 from importlib.metadata import version
 
 from tensord.ipc import errors
-from tensord.ipc.async_client import AsyncClient
-from tensord.ipc.client import Client
+from tensord.ipc.client import AsyncClient, Client
 from tensord.ipc.errors import TensordError
 
 __all__ = ["AsyncClient", "Client", "TensordError", "__version__", "errors"]

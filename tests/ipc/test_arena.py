@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tensord.ipc.arena import F_GET_SEALS, SEALS, create_arena, map_arena, prefault, release_pages
+from tensord.ipc.arena import F_GET_SEALS, SEALS, create_arena, map_arena, release_pages
 from tensord.ipc.errors import BadRequest, NoMemory
 
 NBYTES = 3 * 4096
@@ -64,14 +64,6 @@ def test_a_file_that_cannot_be_sealed_is_not_mapped() -> None:
         map_arena(end, NBYTES)
     os.close(end)
     os.close(other_end)
-
-
-def test_prefault_keeps_what_was_written(arena: int) -> None:
-    mapping = map_arena(arena, NBYTES)
-    mapping[0:4] = b"kept"
-    prefault(mapping)
-    assert mapping[0:4] == b"kept"
-    mapping.close()
 
 
 def test_released_pages_read_as_zeros_for_whoever_still_maps_them(arena: int) -> None:

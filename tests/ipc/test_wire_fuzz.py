@@ -89,8 +89,8 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
 
 
 def decode(frame_type: int, flags: int, meta: memoryview) -> None:
-    """What either end does with a frame of this type. Raises BadRequest or UnknownFrame."""
-    match wire.frame_type_of(frame_type):
+    """What either end does with a frame of this type. Raises BadRequest."""
+    match frame_type:
         case FrameType.HELLO:
             Hello.decode(meta)
         case FrameType.WELCOME:

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_the_runs_are_the_rows_of_the_requests_in_their_order(
     ):
         for tensor, (spec, runs) in enumerate(zip(specs, all_runs, strict=True)):
             assert rows_of(runs, spec.row_bytes) == expected_rows(chosen, model, tensor=tensor, is_input=is_input)
-            for (arena, rows, offset), behind in zip(runs, runs[1:], strict=False):
+            for (arena, rows, offset), behind in pairwise(runs):
                 assert behind[::2] != (arena, offset + rows * spec.row_bytes), "neighbours are joined"
     for request in made:
         if request.lease is not None:

@@ -14,13 +14,13 @@ from typing import Final
 
 import numpy as np
 
-from .allocator import RangeAllocator
-from .arena import map_arena
+from ..allocator import RangeAllocator
+from ..arena import map_arena
+from ..errors import ArenaQuotaExceeded, BadRequest, InternalError, SlotInUse, TooManyArenas
+from ..limits import ARENAS_PER_CONNECTION_MAX
+from ..tensors import align
 from .arrays import Array
-from .client_model import RowPlan
-from .errors import ArenaQuotaExceeded, BadRequest, InternalError, SlotInUse
-from .limits import ARENAS_PER_CONNECTION_MAX
-from .tensors import align
+from .model import RowPlan
 
 ARENA_BYTES: Final = 64 * 1024 * 1024
 """Size of a client's first arena unless one request needs more: a hundred images of 588 KiB."""
@@ -114,12 +114,12 @@ class ArenaPool:
         self.on_release()
 
     def sizes_to_attach(self, slot_bytes: int, arena_bytes_max: int) -> list[int]:
-        """Sizes of a further arena to ask for, the best first. Raises ArenaQuotaExceeded where none is allowed."""
+        """Sizes of a further arena to ask for, the best first. Raises ArenaQuotaExceeded or TooManyArenas."""
         smallest = align(slot_bytes, mmap.PAGESIZE)
         if smallest > arena_bytes_max:
             raise ArenaQuotaExceeded(slot_bytes, arena_bytes_max, "arena_bytes_max")
         if len(self._arenas) >= ARENAS_PER_CONNECTION_MAX:
-            raise ArenaQuotaExceeded(self.attached_bytes + slot_bytes, self.attached_bytes, "arenas per connection")
+            raise TooManyArenas(ARENAS_PER_CONNECTION_MAX)
         usual = min(align(self._arena_bytes, mmap.PAGESIZE), arena_bytes_max)
         return [usual, smallest] if usual > smallest else [smallest]
 

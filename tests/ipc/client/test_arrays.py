@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensord.ipc.arrays import arrange_outputs, as_bytes, is_torch_tensor, prepare_inputs
+from tensord.ipc.client.arrays import arrange_outputs, as_bytes, is_torch_tensor, prepare_inputs
 from tensord.ipc.errors import BadRequest, TensordError, TooManyRows, WrongDType, WrongShape, WrongTensors
 from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
 

@@ -7,23 +7,23 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
+from ..errors import ClientClosed, ConnectionLost, TensordError
+from ..limits import CLIENT_TIMEOUT_S
+from ..wire import ModelEntry
+from .arena import ARENA_BYTES, ArenaSlot
 from .arrays import Inputs, Outputs
-from .client_arena import ARENA_BYTES, ArenaSlot
-from .client_call import Call
-from .client_connection import seconds_until
-from .client_flow import Flow, ask, handshake, lease, open_model, start
-from .client_futures import InferFuture, WatchedConnection
-from .client_model import Model
-from .client_request import ATTEMPTS_MAX, InferRequest, deadline_after, deadline_exceeded, hello_deadline
-from .client_session import ClientSession
-from .client_slot import LeasedSlot
-from .client_statistics import ClientCounters, ClientStatistics
+from .call import Call
+from .connection import seconds_until
 from .discovery import connect_socket, find_socket
-from .errors import ClientClosed, ConnectionLost, TensordError
+from .flow import Flow, ask, handshake, lease, open_model, start
 from .fork import reset_in_children
-from .limits import CLIENT_TIMEOUT_S
+from .futures import InferFuture, WatchedConnection
+from .model import Model
 from .reconnect import RECONNECT_TIMEOUT_S, Backoff, ConnectFailure
-from .wire import ModelEntry
+from .request import ATTEMPTS_MAX, InferRequest, deadline_after, deadline_exceeded, hello_deadline
+from .session import ClientSession
+from .slot import LeasedSlot
+from .statistics import ClientCounters, ClientStatistics
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
-from .client_request import Buffer
-from .client_session import ClientSession
-from .errors import ConnectionLost, TensordError, UnsupportedVersion
+from ..errors import ConnectionLost, TensordError, UnsupportedVersion
+from .request import Buffer
+from .session import ClientSession
 
 ANCILLARY_BYTES: Final = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 """Room for four file descriptors per read; the daemon sends one with each ATTACHED."""

@@ -8,13 +8,13 @@ import hashlib
 import time
 from typing import Final, TypeAlias
 
+from ..errors import BadRequest, ConnectionLost, DeadlineExceeded, TensordError, UnknownHandle
+from ..limits import HELLO_TIMEOUT_S, PRIORITY_CLASSES
+from .arena import ArenaSlot
 from .arrays import Array, Inputs, Outputs, arrange_outputs, as_bytes, prepare_inputs
-from .client_arena import ArenaSlot
-from .client_call import Call
-from .client_model import OpenedModel, RowPlan
-from .client_session import ClientSession
-from .errors import BadRequest, ConnectionLost, DeadlineExceeded, TensordError, UnknownHandle
-from .limits import HELLO_TIMEOUT_S, PRIORITY_CLASSES
+from .call import Call
+from .model import OpenedModel, RowPlan
+from .session import ClientSession
 
 INLINE_BYTES_MAX: Final = 256 * 1024
 """Input bytes up to which a tensor goes through the socket; above, two copies in an arena are cheaper."""

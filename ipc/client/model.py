@@ -8,11 +8,11 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from ..errors import TooManyRows
+from ..limits import TENSOR_ALIGNMENT_BYTES
+from ..tensors import ModelSpec, TensorSpec, align
+from ..wire import Lane, TensorHeader
 from .arrays import Array
-from .errors import TooManyRows
-from .limits import TENSOR_ALIGNMENT_BYTES
-from .tensors import ModelSpec, TensorSpec, align
-from .wire import Lane, TensorHeader
 
 Form: TypeAlias = "tuple[tuple[int, ...], np.dtype[Any]]"
 """Shape and type of an array."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tensord import Client
-from tensord.ipc.client_futures import InferFuture
+from tensord.ipc.client.futures import InferFuture
 from tensord.ipc.errors import (
     ConnectionLost,
     DaemonNotFound,

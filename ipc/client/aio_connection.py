@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
-from .client_call import Call, Ticket
-from .client_flow import Flow, Send
-from .client_request import GRACE_NS, Buffer, deadline_exceeded
-from .client_session import ClientSession
-from .client_socket import NO_SIGNAL, receive, unsent
-from .errors import ConnectionLost, TensordError
-from .wire import FrameType, frame
+from ..errors import ConnectionLost, TensordError
+from ..wire import FrameType, frame
+from .call import Call, Ticket
+from .flow import Flow, Send
+from .request import GRACE_NS, Buffer, deadline_exceeded
+from .session import ClientSession
+from .sockets import NO_SIGNAL, receive, unsent
 
 BUFFERS_MAX: Final = 512
 """Buffers in one sendmsg; the kernel takes 1,024 (IOV_MAX)."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tensord.ipc.client_connection import Connection
-from tensord.ipc.client_socket import Waker, descriptors_in, unsent
+from tensord.ipc.client.connection import Connection
+from tensord.ipc.client.sockets import Waker, descriptors_in, unsent
 from tensord.ipc.errors import ConnectionLost
 from tensord.ipc.wire import FrameType, frame
 

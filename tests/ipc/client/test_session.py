@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensord.ipc.arena import create_arena
-from tensord.ipc.client_arena import ArenaSlot
-from tensord.ipc.client_call import Call
-from tensord.ipc.client_model import PLANS_MAX, OpenedModel
-from tensord.ipc.client_session import ClientSession
+from tensord.ipc.client.arena import ArenaSlot
+from tensord.ipc.client.call import Call
+from tensord.ipc.client.model import PLANS_MAX, OpenedModel
+from tensord.ipc.client.session import ClientSession
 from tensord.ipc.errors import BadFrame, BadRequest, ConnectionLost, QueueFull, ShuttingDown, TensordError
 from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
 from tensord.ipc.wire import (

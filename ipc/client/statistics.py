@@ -3,8 +3,8 @@
 import threading
 from dataclasses import dataclass, fields, replace
 
-from .client_call import Call
-from .client_session import ClientSession
+from .call import Call
+from .session import ClientSession
 
 
 @dataclass(frozen=True, slots=True)

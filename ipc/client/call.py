@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import TensordError
+from ..wire import FrameType
 from .arrays import Array
-from .client_model import Form, RowPlan
-from .errors import TensordError
-from .wire import FrameType
+from .model import Form, RowPlan
 
 
 class Ticket:

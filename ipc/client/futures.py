@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Final
 
 from .arrays import Outputs
-from .client_call import Call, Ticket
-from .client_connection import Connection
-from .client_request import GRACE_NS, InferRequest, deadline_exceeded
+from .call import Call, Ticket
+from .connection import Connection
+from .request import GRACE_NS, InferRequest, deadline_exceeded
 
 LINGER_S: Final = 1.0
 """How long the thread waits for another future before it ends; the next one starts it again."""

@@ -27,13 +27,13 @@ import time
 from collections.abc import Sequence
 from typing import Final, TypeVar
 
-from .client_call import Call, RoomTicket, Ticket
-from .client_flow import Flow, Send
-from .client_request import GRACE_NS, Buffer, deadline_exceeded
-from .client_session import ClientSession
-from .client_socket import NO_SIGNAL, Waker, receive, unsent
-from .errors import ConnectionLost, TensordError
-from .wire import FrameType, frame
+from ..errors import ConnectionLost, TensordError
+from ..wire import FrameType, frame
+from .call import Call, RoomTicket, Ticket
+from .flow import Flow, Send
+from .request import GRACE_NS, Buffer, deadline_exceeded
+from .session import ClientSession
+from .sockets import NO_SIGNAL, Waker, receive, unsent
 
 FULL_POLL_MS: Final = 20
 """How often a sender that found the socket full looks whether the one who read has stopped reading."""

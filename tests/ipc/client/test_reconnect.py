@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
+from tensord.ipc.client.reconnect import Backoff, ConnectFailure
 from tensord.ipc.errors import ConnectionLost, DaemonNotFound, TensordError, TooManyConnections, UnsupportedVersion
-from tensord.ipc.reconnect import Backoff, ConnectFailure
 
 GONE = DaemonNotFound(["/s"], "connection refused")
 

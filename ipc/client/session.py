@@ -4,8 +4,8 @@ Theory
 ------
 Whoever has a request registers a `Call` under a fresh request id and sends the frame that it gets for
 it; whoever reads the socket feeds the session's FrameReader, which finishes calls. That these are
-different threads, or callbacks of one event loop, is the adapters' business (`client_connection.py`,
-`async_connection.py`); the session only promises that
+different threads, or callbacks of one event loop, is the adapters' business (`connection.py`,
+`aio_connection.py`); the session only promises that
 
 1. a call is finished exactly once, by its final frame or by the end of the connection, whichever comes
    first: whoever pops it from `_calls` finishes it, and popping is atomic in CPython;
@@ -29,13 +29,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from .arrays import as_bytes
-from .client_arena import ARENA_BYTES, ArenaPool, ArenaSlot
-from .client_call import Call, RoomTicket, copy_error
-from .client_model import Form, OpenedModel, RowPlan
-from .errors import BadFrame, ConnectionLost, ShuttingDown, TensordError, UnsupportedVersion
-from .limits import PROTOCOL_VERSION
-from .wire import (
+from ..errors import BadFrame, ConnectionLost, ShuttingDown, TensordError, UnsupportedVersion
+from ..limits import PROTOCOL_VERSION
+from ..wire import (
     RESULT,
     Flags,
     FrameReader,
@@ -53,6 +49,10 @@ from .wire import (
     encode_open,
     frame,
 )
+from .arena import ARENA_BYTES, ArenaPool, ArenaSlot
+from .arrays import as_bytes
+from .call import Call, RoomTicket, copy_error
+from .model import Form, OpenedModel, RowPlan
 
 MORE: Final = int(Flags.MORE)
 """An enumeration's own `&` costs a microsecond."""

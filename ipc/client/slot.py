@@ -1,9 +1,9 @@
 """A slot as the user holds it: arrays in memory that the daemon's workers read and write in place."""
 
+from .arena import ArenaSlot
 from .arrays import Array
-from .client_arena import ArenaSlot
-from .client_model import Model
-from .client_request import InferRequest
+from .model import Model
+from .request import InferRequest
 
 
 class LeasedSlot:

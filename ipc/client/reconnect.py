@@ -3,8 +3,8 @@
 import time
 from typing import Final
 
-from .client_call import copy_error
-from .errors import ConnectionLost, DaemonNotFound, TensordError, TooManyConnections
+from ..errors import ConnectionLost, DaemonNotFound, TensordError, TooManyConnections
+from .call import copy_error
 
 RECONNECT_TIMEOUT_S: Final = 1.0
 """A restarted front end answers within tens of milliseconds; who waits longer waits for an operator."""

@@ -9,12 +9,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from .client_arena import ArenaSlot
-from .client_call import Call, Ticket
-from .client_model import OpenedModel, RowPlan
-from .client_request import Buffer, InferRequest, fits_inline, takes_arena
-from .client_session import ClientSession
-from .errors import (
+from ..errors import (
     ArenaQuotaExceeded,
     ConnectionLost,
     NoMemory,
@@ -23,6 +18,11 @@ from .errors import (
     TooManyArenas,
     UnknownHandle,
 )
+from .arena import ArenaSlot
+from .call import Call, Ticket
+from .model import OpenedModel, RowPlan
+from .request import Buffer, InferRequest, fits_inline, takes_arena
+from .session import ClientSession
 
 REFUSALS: Final = (ArenaQuotaExceeded, NoMemory, PermissionRefused, TooManyArenas)
 """Answers to ATTACH that mean: not another arena."""

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .errors import BadRequest, TooManyRows, WrongDType, WrongShape, WrongTensors
-from .tensors import DType, ModelSpec, TensorSpec, shape_text
+from ..errors import BadRequest, TooManyRows, WrongDType, WrongShape, WrongTensors
+from ..tensors import DType, ModelSpec, TensorSpec, shape_text
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Tensor: TypeAlias = Any

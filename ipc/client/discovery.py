@@ -5,8 +5,8 @@ import socket
 from collections.abc import Mapping
 from typing import Final
 
-from .errors import DaemonNotFound
-from .limits import SOCKET_BUFFER_BYTES, SOCKET_PATH_BYTES_MAX
+from ..errors import DaemonNotFound
+from ..limits import SOCKET_BUFFER_BYTES, SOCKET_PATH_BYTES_MAX
 
 ENVIRONMENT_VARIABLE: Final = "TENSORD_SOCKET"
 SYSTEM_SOCKET: Final = "/run/tensord/tensord.sock"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tensord.ipc.arena import create_arena
-from tensord.ipc.arrays import Array
+from tensord.ipc.client.arrays import Array
 from tensord.ipc.errors import ArenaQuotaExceeded, TensordError, UnknownHandle, UnknownModel
 from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
 from tensord.ipc.wire import (

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tensord.ipc import discovery
-from tensord.ipc.discovery import candidates, connect_socket, find_socket
+from tensord.ipc.client import discovery
+from tensord.ipc.client.discovery import candidates, connect_socket, find_socket
 from tensord.ipc.errors import DaemonNotFound
 from tensord.ipc.limits import SOCKET_PATH_BYTES_MAX
 
