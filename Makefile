@@ -20,7 +20,7 @@ test-full: $(VENV)/dev-installed lint  ## The long tests, too: soak and many see
 lint: $(VENV)/dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy src tests examples
+	$(BIN)/mypy src tests examples benchmarks
 
 format: $(VENV)/dev-installed
 	$(BIN)/ruff check --fix .
