@@ -150,6 +150,9 @@ class InstanceStatus(msgspec.Struct, frozen=True, tag=True):
     """Why it is not ready; empty if it is."""
     epoch: int
     converging: list[str]
+    """Processes that have not yet said that they work with the last change of a knob."""
+    pending_restart: list[str]
+    """Knobs whose new value waits until the process that uses it starts next."""
     socket: str
     arenas: int
     arena_bytes: int

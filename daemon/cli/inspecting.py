@@ -1,18 +1,24 @@
 """`tensord models`, `status` and `version`: what runs, and how it does."""
 
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version as package_version
+from itertools import groupby
 from typing import Annotated
 
 import msgspec
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from .. import control
-from .output import Failure, console, microseconds, nbytes
+from .output import Failure, console, count, duration, examples, microseconds, nbytes, table
 from .places import Socket, control_socket
 
 STATE_COLOURS = {"ready": "green", "starting": "yellow", "degraded": "red", "draining": "yellow"}
+DEVICES_NAMED = 2
+"""Devices that the list of models names; more are counted."""
+STATUS_EXAMPLES = examples("tensord status", "tensord status --json | jq '.models\\[].counters'")
 
 
 def fetch_status(socket: Socket) -> control.InstanceStatus:
@@ -24,78 +30,111 @@ def fetch_status(socket: Socket) -> control.InstanceStatus:
     return answer
 
 
+# ── models ──────────────────────────────────────────────────────────────────────────────────────
+
+
 def models(socket: Socket = None) -> None:
     """List the served models: where they are ready, how many requests they had, and how long these took."""
-    status = fetch_status(socket)
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for heading in ("MODEL", "VERSION", "LABELS", "READY ON"):
-        table.add_column(heading)
-    for heading in ("REQUESTS", "FAILED", "p50", "p99", "ROWS/BATCH"):
-        table.add_column(heading, justify="right")
-    for model in status.models:
-        counters = model.counters
-        failed = sum(count for name, count in counters.items() if name.startswith("failed_"))
-        times = model.phases["request"]
-        rows = f"{counters['batch_rows'] / counters['batches']:.1f}" if counters["batches"] else "–"
-        where = ", ".join(model.ready_on) or "[red]nowhere[/]"
-        table.add_row(
-            f"[bold]{model.name}[/]",
-            str(model.version),
-            ", ".join(model.labels),
-            where,
-            f"{counters['requests']:,}",
-            f"[red]{failed:,}[/]" if failed else "0",
-            microseconds(times.p50_us),
-            microseconds(times.p99_us),
-            rows,
-        )
-    console.print(table)
+    served = fetch_status(socket).models
+    rows = table("MODEL", "LABELS", "READY ON", right=("REQUESTS", "FAILED", "p50", "p99", "BATCH"))
+    for model in served:
+        rows.add_row(*_model_row(model))
+    console.print(rows)
+    for model in served:
+        for device, reason in model.broken_on.items():
+            console.print(f"[red]{model.name}:{model.version}[/] is not on {device}: {escape(reason)}", soft_wrap=True)
+    console.print("[dim]p50, p99: from request to reply · BATCH: rows that ran together, on average[/]")
+
+
+def _model_row(model: control.ModelStatus) -> list[str]:
+    counters = model.counters
+    failed = sum(number for name, number in counters.items() if name.startswith("failed_"))
+    times = model.phases["request"]
+    where = ", ".join(model.ready_on) if len(model.ready_on) <= DEVICES_NAMED else f"{len(model.ready_on)} devices"
+    return [
+        f"[bold]{model.name}[/]:{model.version}",
+        ", ".join(model.labels) or "–",
+        where or "[red]nowhere[/]",
+        count(counters["requests"]),
+        f"[red]{count(failed)}[/]" if failed else "0",
+        microseconds(times.p50_us),
+        microseconds(times.p99_us),
+        f"{counters['batch_rows'] / counters['batches']:.1f}" if counters["batches"] else "–",
+    ]
+
+
+# ── status ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def status(
     socket: Socket = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
 ) -> None:
-    """Say whether the instance is ready, why not, and what its processes do."""
+    """Say whether the instance is ready, why not, and what its processes do.
+
+    Exits with 0 whenever a daemon answers, whatever its state.
+    """
     instance = fetch_status(socket)
     if as_json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(instance), indent=2) + b"\n")
         return
     colour = STATE_COLOURS.get(instance.state, "white")
-    console.print(
-        f"[bold {colour}]{instance.state}[/]  tensord {instance.version}, pid {instance.pid}, "
-        f"up {_duration(instance.uptime_s)}, serving on {instance.socket}"
-    )
+    facts = f"tensord {instance.version}, pid {instance.pid}, up {duration(instance.uptime_s)}"
+    console.print(f"[bold {colour}]{instance.state}[/]  {facts}")
     for reason in instance.reasons:
-        console.print(f"  [red]because[/] {reason}", soft_wrap=True)
-    if instance.converging:
-        console.print(f"  [yellow]knobs[/] epoch {instance.epoch} is converging: {', '.join(instance.converging)}")
+        console.print(f"  [red]because[/] {escape(reason)}", soft_wrap=True)
+    for heading, text in _facts(instance):
+        console.print(f"[dim]{heading:<10}[/] {escape(text)}", soft_wrap=True)
+    console.print(_workers(instance.workers))
+
+
+def _facts(instance: control.InstanceStatus) -> list[tuple[str, str]]:
     front = instance.frontend
-    console.print(
-        f"front end  pid {front.pid or '–'}, generation {front.generation}, {front.connections:,} connections, "
-        f"{front.queued:,} requests queued, {front.running:,} running, "
-        f"ingest {nbytes(front.ingest_used_bytes)} of {nbytes(front.ingest_bytes)}, "
-        f"{instance.arenas} client arenas of {nbytes(instance.arena_bytes)}",
-        soft_wrap=True,
-    )
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for heading in ("DEVICE", "STATE", "DOES", "CORES"):
-        table.add_column(heading)
-    for heading in ("PID", "UP", "RESTARTS", "MEMORY", "MODELS"):
-        table.add_column(heading, justify="right")
-    for worker in instance.workers:
-        table.add_row(
+    settled = f"converging: {', '.join(instance.converging)}" if instance.converging else "applied by every process"
+    facts = [
+        ("socket", instance.socket),
+        ("front end", f"pid {front.pid or '–'}, {_counted(front.restarts, 'restart')}"),
+        (
+            "requests",
+            f"{front.queued:,} queued, {front.running:,} running, {_counted(front.connections, 'connection')}",
+        ),
+        ("inline", f"{nbytes(front.ingest_used_bytes)} of {nbytes(front.ingest_bytes)} shared memory taken"),
+        ("arenas", f"{_counted(instance.arenas, 'client arena')}, {nbytes(instance.arena_bytes)}"),
+        ("knobs", f"epoch {instance.epoch}, {settled}"),
+    ]
+    if instance.pending_restart:
+        facts.append(("", f"waiting for a restart: {', '.join(instance.pending_restart)}"))
+    return facts
+
+
+def _workers(workers: Sequence[control.WorkerStatus]) -> Table:
+    rows = table("DEVICE", "STATE", "CORES", right=("PID", "UP", "RESTARTS", "MEMORY", "MODELS"))
+    for worker in workers:
+        state = f"ready, {worker.activity}" if worker.state == "ready" else f"[yellow]{worker.state}[/]"
+        rows.add_row(
             f"[bold]{worker.device}[/]",
-            worker.state,
-            worker.activity,
-            ",".join(map(str, worker.cores)) or "any",
+            state,
+            _ranges(worker.cores) or "any",
             str(worker.pid or "–"),
-            _duration(worker.uptime_s),
-            str(worker.restarts),
+            duration(worker.uptime_s),
+            count(worker.restarts),
             nbytes(worker.memory_bytes),
             str(worker.models_loaded),
         )
-    console.print(table)
+    return rows
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-3,8` for 0, 1, 2, 3, 8."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda item: item[1] - item[0])]
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+# ── version ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def version() -> None:
@@ -104,13 +143,3 @@ def version() -> None:
     console.print(
         f"python {sys.version.split()[0]}, torch {package_version('torch')}, numpy {package_version('numpy')}"
     )
-
-
-def _duration(seconds: float) -> str:
-    whole = int(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    if hours >= 24:
-        return f"{hours // 24} d {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tensord.ipc.tensors import DType, TensorSpec
 
@@ -24,8 +24,9 @@ def read_image(path: Path, spec: TensorSpec) -> "np.ndarray[Any, Any]":
     try:
         with Image.open(path) as image:
             levels = np.asarray(image.convert("RGB" if colours == 3 else "L"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise Failure(f"{path} cannot be read as an image: {error}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or "it is none, or broken"
+        raise Failure(f"{path} cannot be read as an image: {reason}") from error
     if colours == 3 and shape[0] == 3:
         levels = levels.transpose(2, 0, 1)
     if levels.size != np.prod(shape):

@@ -11,6 +11,7 @@ Socket = Annotated[
     Path | None,
     typer.Option(
         "--socket",
+        metavar="FILE",
         help="The daemon's socket. Default: $TENSORD_SOCKET, /run/tensord/tensord.sock, "
         "$XDG_RUNTIME_DIR/tensord/tensord.sock, whichever comes first.",
         show_default=False,

@@ -1,6 +1,9 @@
 """`tensord serve`, `demo` and `check-config`: running an instance."""
 
+import contextlib
+import fcntl
 import os
+import shutil
 import tempfile
 import threading
 from importlib.resources import as_file, files
@@ -9,36 +12,55 @@ from typing import Annotated, Any
 
 import typer
 
+from tensord.ipc.errors import TensordError
+
 from ..config import Config, load_config
-from ..exits import Exit
 from ..log import configure
 from ..supervisor.start import prepare
 from ..supervisor.supervisor import Supervisor
 from .demonstration import demonstrate
-from .output import console, errors
+from .output import Failure, console, errors, examples
+
+SERVE_EXAMPLES = examples(
+    "tensord serve --config configs/production.toml",
+    "tensord serve --models /srv/models --device cpu:0 --device cpu:1 --runtime-dir /tmp/tensord",
+)
+DEMO_EXAMPLES = examples("tensord demo", "tensord demo --once")
+DEMO_PREFIX = "tensord-demo-"
 
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="A TOML file; see configs/production.toml.", show_default=False),
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="TOML; configs/production.toml explains every key. Without a file, defaults.",
+        show_default=False,
+    ),
 ]
 
 
 def serve(
     config: ConfigFile = None,
     runtime_dir: Annotated[
-        Path | None, typer.Option(help="Where the sockets are. Overrides the file.", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the sockets are. Overrides the file.", show_default=False),
     ] = None,
     models: Annotated[
-        Path | None, typer.Option(help="The model repository. Overrides the file.", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="The model repository. Overrides the file.", show_default=False),
     ] = None,
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="A device, such as cpu:0 or cuda:0; may be repeated. Overrides the file.", show_default=False
+            metavar="NAME", help="Such as cpu:0 or cuda:0; may be repeated. Overrides the file.", show_default=False
         ),
     ] = None,
 ) -> int:
-    """Run the daemon in the foreground until SIGTERM or Ctrl-C, which drain it; a second one stops at once."""
+    """Run the daemon in the foreground until SIGTERM or Ctrl-C, which drain it; a second one stops at once.
+
+    Exits with 0 when it was told to stop, and otherwise with one line that says why.
+    """
     return _supervisor(_load(config, runtime_dir, models, device)).run()
 
 
@@ -52,30 +74,52 @@ def _supervisor(config: Config) -> Supervisor:
     return prepare(config)
 
 
-def check_config(config: Annotated[Path, typer.Argument(help="The TOML file.")]) -> None:
-    """Check a configuration and the models that it names, starting nothing."""
+def check_config(config: Annotated[Path, typer.Argument(metavar="FILE", help="The TOML file.")]) -> None:
+    """Check a configuration and the models that it names, starting nothing.
+
+    Exits with 3 for the configuration, 4 for a model, 6 for a device. Weights and answers are checked at the start.
+    """
     supervisor = _supervisor(load_config(config, {}))
     names = ", ".join(supervisor.catalog.names)
     devices = ", ".join(supervisor.device_names)
     console.print(f"[green]{config} is good[/]: models {names} on {devices}", soft_wrap=True)
 
 
+# ── the demonstration ───────────────────────────────────────────────────────────────────────────
+
+
 def demo(
     once: Annotated[bool, typer.Option("--once", help="End after the demonstration.")] = False,
 ) -> int:
-    """Start a daemon, have it read a dozen handwritten digits, and serve until Ctrl-C."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
+    """Start a daemon, have it read a dozen handwritten digits, and serve until Ctrl-C.
+
+    Exits with 0 after Ctrl-C, too, for that is how it is meant to end.
+    """
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    _sweep(base)
     with (
         as_file(files("tensord.configs")) as configs,
-        tempfile.TemporaryDirectory(prefix="tensord-demo-", dir=base) as runtime_dir,
+        tempfile.TemporaryDirectory(prefix=DEMO_PREFIX, dir=base) as runtime_dir,
     ):
         supervisor = _supervisor(load_config(configs / "demo.toml", {"runtime_dir": runtime_dir}))
         guide = Guide(supervisor, configs / "images" / "digits", once=once)
         guide.start()
-        code = supervisor.run()
-        guide.finished.set()
-        guide.join()
-        return guide.code or code
+        try:
+            code = supervisor.run()
+        finally:
+            guide.finished.set()
+            guide.join()
+        if guide.failure is not None:
+            raise guide.failure
+        return code
+
+
+def _sweep(base: Path) -> None:
+    """Remove the directories of demonstrations that were killed: a live one holds its lock."""
+    for path in base.glob(f"{DEMO_PREFIX}*"):
+        with contextlib.suppress(OSError), (path / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path)
 
 
 class Guide(threading.Thread):
@@ -84,7 +128,8 @@ class Guide(threading.Thread):
     def __init__(self, supervisor: Supervisor, images: Path, *, once: bool) -> None:
         super().__init__(name="demonstration", daemon=True)
         self.finished = threading.Event()
-        self.code = Exit.OK
+        self.failure: Exception | None = None
+        """Why the demonstration failed; what fails because the instance ends does not count."""
         self._supervisor = supervisor
         self._images = images
         self._once = once
@@ -96,13 +141,20 @@ class Guide(threading.Thread):
                 if self.finished.is_set():
                     return
         try:
-            wrong = demonstrate(self._supervisor.config.socket, self._images)
-        except Exception:
-            self.code = Exit.FAILED
-            self._supervisor.stop_soon()
-            raise
+            self._show()
+        except (TensordError, Failure) as error:
+            if not self._supervisor.draining:
+                self.failure = error
+                self._supervisor.stop_soon()
+
+    def _show(self) -> None:
+        """Raises TensordError or Failure."""
+        socket = self._supervisor.config.socket
+        wrong = demonstrate(socket, self._images)
         if self._once:
-            self.code = Exit.FAILED if wrong else Exit.OK
+            if wrong:
+                raise Failure(f"{wrong} digits were read wrongly")
             self._supervisor.stop_soon()
         else:
-            console.print("[dim]Ctrl-C ends it. From another terminal: TENSORD_SOCKET=… tensord status[/]")
+            console.print("[dim]Ctrl-C ends it. From another terminal:[/]")
+            console.print(f"  [cyan]TENSORD_SOCKET={socket} tensord status[/]", soft_wrap=True)

@@ -135,6 +135,8 @@ class Connection(asyncio.BufferedProtocol):
         self.closed = False
         self._said_close = False
         """The client sends nothing more that counts: it gets its answers, then our end of the stream."""
+        self._client_ended = False
+        """It has ended its half of the stream: no EOF will tell us again."""
         self._ended_writing = False
         self._unread_bytes = 0
         self.in_flight: dict[int, InferRequest] = {}
@@ -191,6 +193,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """The client is gone, unless it said CLOSE and waits for answers."""
+        self._client_ended = True
         return self._said_close and bool(self.in_flight)
 
     def pause_writing(self) -> None:
@@ -349,6 +352,9 @@ class Connection(asyncio.BufferedProtocol):
         Until then it may read results in its arenas; closing would give their memory back.
         """
         if not self.in_flight and not self.arenas_wanted and not self.closed and not self._ended_writing:
+            if self._client_ended:
+                self._close()
+                return
             self._ended_writing = True
             self.progress_ns = time.monotonic_ns()
             self.transport.write_eof()

@@ -8,6 +8,7 @@ their doorbell rings, and places that they free are filled first.
 import asyncio
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterable
 from typing import Any, Final
@@ -256,7 +257,7 @@ class FrontEnd:
         try:
             for kind, body in port.answers():
                 completed.append(self._completed(port, now, kind, body))
-        except (RingBroken, KeyError, ValueError) as error:
+        except (RingBroken, struct.error, KeyError, ValueError) as error:
             self._log.error("worker's answers make no sense", worker=port.worker, reason=str(error))
             self._loop.remove_reader(port.bell.fileno())
             self._send(m.WorkerAccused(port.worker, port.generation, str(error)))

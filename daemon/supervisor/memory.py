@@ -15,7 +15,10 @@ CGROUPS: Final = Path("/sys/fs/cgroup")
 
 def check_room(nbytes: int) -> None:
     """Raise NoMemory if the host, or a cgroup that this process is in, has not this much and the reserve."""
-    room = available_bytes() - RESERVE_BYTES
+    try:
+        room = available_bytes() - RESERVE_BYTES
+    except OSError as error:  # no descriptor is left to read it with
+        raise NoMemory(f"a file descriptor ({error.strerror})") from error
     if nbytes > room:
         raise NoMemory(f"{nbytes} bytes of shared memory ({max(room, 0)} are free without the reserve)")
 

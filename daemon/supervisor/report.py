@@ -42,6 +42,7 @@ def report(supervisor: "Supervisor") -> control.InstanceStatus:
         reasons=supervisor.reasons(),
         epoch=supervisor.knobs.epoch,
         converging=supervisor.converging(),
+        pending_restart=list(supervisor.knobs.store.pending_restart()),
         socket=str(supervisor.config.socket),
         arenas=len(supervisor.arenas),
         arena_bytes=supervisor.arenas.promised_bytes,
@@ -61,7 +62,7 @@ def _frontend(supervisor: "Supervisor") -> control.FrontendStatus:
         connections_total=words[Word.CONNECTIONS_TOTAL],
         queued=words[Word.QUEUED],
         running=words[Word.RUNNING],
-        ingest_bytes=int(supervisor.knobs.general("ingest_bytes")),
+        ingest_bytes=supervisor.ingest_bytes,
         ingest_used_bytes=words[Word.INGEST_USED_BYTES],
     )
 

@@ -149,10 +149,13 @@ class Supervisor:
         self._log.info("stopped")
 
     def _add_place(self, worker: int, device: DevicePlan, page: Page) -> None:
-        threads = int(self.knobs.device(device.name, "threads")) or max(1, len(device.cores))
         taken = {core for plan in self._devices.values() for core in plan.cores}
         spin = not os.sched_getaffinity(0) <= taken  # a core is left for the front end
+        threads = self._threads(device)
         self.places[worker] = WorkerPlace(self, worker, device.name, device.cores, page, threads=threads, spin=spin)
+
+    def _threads(self, device: DevicePlan) -> int:
+        return int(self.knobs.device(device.name, "threads")) or max(1, len(device.cores))
 
     def _signalled(self) -> None:
         """The first signal drains, the second one stops at once."""
@@ -283,7 +286,7 @@ class Supervisor:
             check_room(nbytes)
             return Segment.create(nbytes)
         except NoMemory as error:
-            sentence = f"ingest_bytes = {nbytes}: {error.what} refused: lower it in [knobs], or make /dev/shm larger"
+            sentence = f"ingest_bytes = {nbytes}: {error}; or make /dev/shm larger, or lower ingest_bytes in [knobs]"
             raise InstanceFailure(Exit.RESOURCES, sentence) from error
 
     def _from_frontend(self, message: m.AnyMessage, fds: list[int]) -> None:
@@ -360,6 +363,7 @@ class Supervisor:
     def spawn_worker(self, place: WorkerPlace) -> Child:
         """See workers.Host."""
         device = self._devices[place.device]
+        place.threads = self._threads(device)
         threads = str(place.threads)
         environment = {
             **os.environ,
@@ -504,6 +508,11 @@ class Supervisor:
     def device_names(self) -> list[str]:
         """The devices of this instance."""
         return list(self._devices)
+
+    @property
+    def ingest_bytes(self) -> int:
+        """Size of the ingest arena; 0 while there is none."""
+        return 0 if self._ingest is None else self._ingest.nbytes
 
     @property
     def state(self) -> str:

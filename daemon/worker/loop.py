@@ -5,6 +5,7 @@ next batch is begun while the one before it is still under way, at most IN_FLIGH
 go back to the front end with the answer, which is sent when the device has reached the batch's last mark.
 """
 
+import contextlib
 import os
 import resource
 import select
@@ -57,6 +58,10 @@ that message when the supervisor's socket to this worker was full."""
 
 PREEMPTIONS_PER_S_MAX: Final = 50
 """More involuntary context switches than this while spinning: somebody else needs the core."""
+
+
+class LeftBehind(Exception):
+    """The batch's generation ended while it waited for an arena: nobody awaits its answer, its slots are another's."""
 
 
 @dataclass(slots=True)
@@ -126,8 +131,8 @@ class Worker:
         channel = self._channel
         if channel is None:
             return
-        channel.listen()
         try:
+            channel.listen()
             while (message := channel.take()) is not None:
                 self._begin(*message)
                 if len(self._begun) >= IN_FLIGHT_MAX:
@@ -135,6 +140,8 @@ class Worker:
                 channel.listen()
             while self._begun:
                 self._answer_oldest()
+        except LeftBehind:
+            return  # to the new rings, in the next turn
         except (RingBroken, struct.error):
             self._running = False  # the supervisor starts a successor with new rings
 
@@ -188,11 +195,15 @@ class Worker:
         return started, stacked, computed, device.mark()
 
     def _await_arenas(self, descriptor: BatchDescriptor) -> None:
+        """Raises LeftBehind when new rings come before the arena."""
+        channel = self._channel
         wanted = {run[0] for runs in (*descriptor.inputs, *descriptor.outputs) for run in runs}
         deadline = time.monotonic() + ARENA_WAIT_S
         while not all(map(self._memory.knows, wanted)) and time.monotonic() < deadline:
             select.select([self._link], [], [], ARENA_WAIT_S)
             self._receive()
+            if self._channel is not channel:
+                raise LeftBehind
 
     def _answer_oldest(self) -> None:
         """Wait until the device is through with the oldest batch, and give its slots back."""
@@ -203,7 +214,7 @@ class Worker:
         try:
             self._device.wait(finished)
         except RuntimeError as error:  # what a GPU reports of a kernel, it reports here
-            self._fail(begun.descriptor, InternalError(f"{type(error).__name__} on the device"))
+            self._answer_failed(begun.descriptor, InternalError(f"{type(error).__name__} on the device"))
             return
         compute_ns = self._device.between_ns(stacked, computed)
         self._channel.answer(Kind.DONE, DONE.pack(begun.descriptor.batch_id, compute_ns))
@@ -217,9 +228,15 @@ class Worker:
         self._heartbeat.enter(Activity.IDLE, time.monotonic_ns())
 
     def _fail(self, descriptor: BatchDescriptor, error: TensordError) -> None:
-        assert self._channel is not None
+        """Answer a batch that could not be begun whole: in its turn, and when the device has let go of its slots."""
         while self._begun:
             self._answer_oldest()
+        with contextlib.suppress(RuntimeError):  # a device that cannot be waited for copies nothing any more
+            self._device.wait(self._device.mark())
+        self._answer_failed(descriptor, error)
+
+    def _answer_failed(self, descriptor: BatchDescriptor, error: TensordError) -> None:
+        assert self._channel is not None
         self._channel.answer(Kind.FAILED, encode_failed(descriptor.batch_id, 0, error))
         self._heartbeat.enter(Activity.IDLE, time.monotonic_ns())
 

@@ -49,7 +49,14 @@ def ask(call: Call, head: bytes) -> Flow[Any]:
 
 def handshake(session: ClientSession, tenant: str) -> Flow[None]:
     """The first frames of a connection. Raises UnsupportedVersion, TooManyConnections and others."""
-    yield from ask(*session.hello(tenant))
+    call, head = session.hello(tenant)
+    try:
+        yield Send(call, [head], len(head))
+    except ConnectionLost:
+        yield Ticket()  # refused before we spoke: the daemon's last word, at the end of the stream, says why
+        raise
+    yield call
+    call.outcome()
 
 
 def open_model(session: ClientSession, name: str) -> Flow[OpenedModel]:

@@ -205,7 +205,7 @@ INLINE: dict[str, tuple[Build, TensordError]] = {
     ),
 }
 
-KNOWN = ["counts", "deadly", "echo", "gate", "inplace", "large", "pair", "picky", "same-bfloat16-2", "same-bfloat16-7"]
+KNOWN = ["counts", "deadly", "echo", "gate", "inplace", "labels", "large", "pair", "picky"]
 
 CONTROL: dict[str, tuple[Build, TensordError]] = {
     "unknown version": (lambda _: encode_open(ID, "echo:7"), UnknownModel("echo:7", [])),
@@ -250,7 +250,7 @@ CONTROL: dict[str, tuple[Build, TensordError]] = {
         lambda _: encode_arena(FrameType.DETACH, ID, NOT_ATTACHED, 0),
         UnknownArena(NOT_ATTACHED),
     ),
-    "HELLO again": (with_meta(bytes(8), frame_type=FrameType.HELLO), UnknownFrame(FrameType.HELLO)),
+    "HELLO again": (with_meta(bytes(8), frame_type=FrameType.HELLO), BadRequest("HELLO", "repeated", "")),
 } | {
     f"frame type {number}": (with_meta(b"", frame_type=number), UnknownFrame(number))
     for number in (

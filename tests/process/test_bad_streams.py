@@ -3,6 +3,7 @@
 import fcntl
 import os
 import random
+import socket
 import struct
 import subprocess
 import sys
@@ -315,6 +316,25 @@ def test_close_is_followed_by_the_answers_and_the_end(
     client.send(frame(FrameType.CLOSE, 3))
     unharmed.open_gate(gate)
     assert sorted(answer.request_id for answer in client.expect_end()) == [1, 2]
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_client_that_says_close_and_hangs_up_is_gone_with_its_answers(
+    unharmed: "Daemon", connect: "Connect", gates: "count[int]", reads: bool
+) -> None:
+    client, gate = connect(), next(gates)
+    client.attach(4096)
+    client.send(client.request("gate", np.array([gate]), request_id=1))
+    unharmed.wait_entered(gate)
+    client.send(frame(FrameType.CLOSE, 3))
+    client.socket.shutdown(socket.SHUT_WR)
+    if not reads:
+        client.close()
+    unharmed.open_gate(gate)
+    if reads:
+        assert [answer.request_id for answer in client.expect_end()] == [1]
+    with unharmed.knobs(stall_timeout_s=3600):
+        unharmed.wait_status(lambda now: (now.frontend.connections, now.arenas) == (1, 0))
 
 
 # ── cancelling ──────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,7 @@ from tensord.ipc.errors import (
     IngestFull,
     PayloadTooLarge,
     QueueFull,
+    TooManyArenas,
     TooManyConnections,
     TooManyInFlight,
 )
@@ -190,8 +191,8 @@ def test_connection_has_a_number_of_arenas_at_most(unharmed: "Daemon", connect: 
     client = connect()
     arenas = [client.attach(4096) for _ in range(ARENAS_PER_CONNECTION_MAX)]
     error = client.ask(encode_arena(FrameType.ATTACH, 9, 0, 4096)).error()
-    assert isinstance(error, ArenaQuotaExceeded)
-    assert (error.asked_bytes, error.limit_bytes) == (4096, ARENAS_PER_CONNECTION_MAX)
+    assert isinstance(error, TooManyArenas)
+    assert error.data() == {"limit": ARENAS_PER_CONNECTION_MAX}
     client.send(encode_arena(FrameType.DETACH, 9, arenas[0].number, 0))
     client.attach(4096)
     assert_in_step(client)

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tensord.daemon.frontend.ingest import CHUNK_BYTES, CHUNK_ROWS_MIN, Ingest, IngestStatistics, Lease, Slab
+from tensord.daemon.frontend.ingest import CHUNK_BYTES, CHUNK_ROWS_MIN, SLABS_MAX, Ingest, IngestStatistics, Lease, Slab
 
 MIB = 1024 * 1024
 
@@ -203,4 +203,16 @@ def test_a_request_larger_than_the_arena_finds_no_room_and_costs_none() -> None:
 def test_rows_of_no_bytes_can_be_leased() -> None:
     lease = must_lease(Ingest(MIB).slab(("m",), [0, 0]), 5)
     assert ranges_of(lease) == [(0, 0), (0, 0)]
+    lease.release()
+
+
+def test_slabs_that_hold_nothing_are_forgotten_beyond_the_limit() -> None:
+    ingest = Ingest(16 * MIB)
+    held = ingest.slab(("held",), [64])
+    lease = must_lease(held, 1)
+    for index in range(3 * SLABS_MAX):
+        must_lease(ingest.slab((index,), [64]), 1).release()
+        assert ingest.statistics().slabs <= SLABS_MAX
+    assert ingest.slab(("held",), [64]) is held
+    assert ranges_of(lease) == [(0, 64)]
     lease.release()

@@ -32,6 +32,7 @@ from tensord.ipc.wire import (
     FrameType,
     Hello,
     InferHead,
+    ResultHead,
     TensorHeader,
     decode_error,
     decode_opened,
@@ -220,11 +221,16 @@ class Instance:
     # ── operating ───────────────────────────────────────────────────────────────────────────────
 
     def set(self, **settings: Any) -> control.Applied:
-        """Turn knobs (`digits__max_batch=8`), and wait until every process works with them."""
+        """Turn knobs (`digits__max_batch=8`), and wait until the front end and all idle workers work with them."""
         named = {name.replace("__", "."): value for name, value in settings.items()}
         applied = control.ask(self.control_socket, control.Set(named))
         assert isinstance(applied, control.Applied), applied
-        self.wait_status(lambda now: not now.converging)
+
+        def settled(now: control.InstanceStatus) -> bool:
+            idle = {f"worker {worker.device}" for worker in now.workers if worker.activity == "idle"}
+            return not {"frontend", *idle} & set(now.converging)
+
+        self.wait_status(settled)
         return applied
 
     def signal(self, number: signal.Signals) -> None:
@@ -361,6 +367,8 @@ class RawClient:
         self._socket.sendall(Hello(1, 1, "raw").encode(1) + encode_open(2, model))
         self.finals: Counter[int] = Counter()
         """Request id to final frames."""
+        self.batch_rows: dict[int, int] = {}
+        """Request id to the rows of the batch that it ran in."""
         self._receive()
         _, _, meta, _ = self._receive()
         self._handle, _ = decode_opened(memoryview(meta))
@@ -384,6 +392,7 @@ class RawClient:
         if frame_type != FrameType.CLOSE:
             self.finals[request_id] += 1
         if frame_type == FrameType.RESULT:
+            self.batch_rows[request_id] = ResultHead.decode(memoryview(meta))[0].batch_rows
             return request_id, payload
         if frame_type == FrameType.CLOSE:
             return self.receive()

@@ -301,7 +301,7 @@ def test_starting_worker_may_be_silent_for_longer(sturdy: "Instance") -> None:
     pid = sturdy.wait_status(lambda now: now.workers[0].state == "starting").workers[0].pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    sturdy.wait_status(lambda now: now.workers[0].uptime_s > 2.5)
+    sturdy.wait_status(lambda now: now.workers[0].uptime_s > 1.8)
     os.kill(pid, signal.SIGCONT)
     sturdy.wait_ready()
     assert sum(worker.restarts for worker in sturdy.status().workers) == before + 1

@@ -5,6 +5,7 @@ Nothing is left behind: no process, no shared memory, no socket.
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tensord import Client
+from tensord.daemon.cli import app
 from tensord.daemon.exits import Exit
 from tensord.ipc.errors import ModelUnavailable
 
@@ -28,7 +30,9 @@ Break = Callable[["Site"], None]
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
-def refused(site: "Site", code: Exit, *parts: str, prefix: tuple[str, ...] = (), arguments: tuple[str, ...] = ()) -> str:
+def refused(
+    site: "Site", code: Exit, *parts: str, prefix: tuple[str, ...] = (), arguments: tuple[str, ...] = ()
+) -> str:
     """Start it; it ends with this code, and its one line has these parts."""
     before = site_files(site)
     instance = site.serve(*arguments, prefix=prefix)
@@ -47,45 +51,53 @@ def site_files(site: "Site") -> list[str]:
 # ── the configuration ───────────────────────────────────────────────────────────────────────────
 
 
-CONFIGS: dict[str, tuple[dict[str, str], Exit, tuple[str, ...]]] = {
-    "unknown knob": ({"knobs": "max_bach = 8"}, Exit.CONFIG, ("knobs.max_bach = 8", "did you mean max_batch?")),
-    "unknown key": ({"daemon": "device = 'cpu:0'"}, Exit.CONFIG, ("daemon.device = 'cpu:0'", "did you mean devices?")),
-    "unknown section": ({"knobs": "[model.echo]"}, Exit.CONFIG, ("model", "did you mean models?")),
-    "broken TOML": ({"knobs": "max_batch = = 8"}, Exit.CONFIG, ("tensord.toml: not TOML", "line 8")),
-    "value out of range": ({"knobs": "max_batch = 0"}, Exit.CONFIG, ("knobs.max_batch = 0", "1 to 65536 rows")),
-    "value of another kind": ({"knobs": "window_us = true"}, Exit.CONFIG, ("knobs.window_us = True", '"5s"')),
-    "unit of another kind": ({"knobs": "window_us = '5MiB'"}, Exit.CONFIG, ("window_us = '5MiB'", "a duration")),
+CONFIGS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "unknown knob": ("max_bach = 8", ("knobs.max_bach = 8", "did you mean max_batch?")),
+    "unknown section": ("[model.echo]", ("model = ", "did you mean models?")),
+    "broken TOML": ("max_batch = = 8", ("not TOML", "line 8")),
+    "value out of range": ("max_batch = 0", ("knobs.max_batch = 0", "1 to 65536 rows")),
+    "value of another kind": ("window_us = true", ("knobs.window_us = True", '"5s"')),
+    "unit of another kind": ("window_us = '5MiB'", ("window_us = '5MiB'", "a duration")),
     "knob of a model that is not there": (
-        {"knobs": "[models.eco]\nmax_batch = 8"},
-        Exit.CONFIG,
+        "[models.eco]\nmax_batch = 8",
         ("models.eco", "has no such model", "did you mean echo?"),
     ),
     "knob of a device that is not used": (
-        {"knobs": "[devices.'cpu:1']\nspin_us = 8"},
-        Exit.CONFIG,
+        "[devices.'cpu:1']\nspin_us = 8",
         ('devices."cpu:1"', "it uses cpu:0"),
     ),
     "daemon knob for a model": (
-        {"knobs": "[models.echo]\nin_flight_max = 8"},
-        Exit.CONFIG,
+        "[models.echo]\nin_flight_max = 8",
         ("models.echo.in_flight_max = 8", "set it in [knobs]"),
     ),
-    "runtime_dir too long": (
-        {"daemon": f"#{'x' * 10}"},
-        Exit.CONFIG,
-        ("daemon.runtime_dir", "Linux takes 107", "shorter directory"),
-    ),
 }
+"""Lines below [knobs], and what the error says."""
+SERVED = ("unknown knob", "broken TOML", "value out of range")
+"""With these the daemon is started, too."""
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_broken_configuration_names_key_value_and_remedy(site: "Site", case: str) -> None:
-    config, code, parts = CONFIGS[case]
+def test_broken_configuration_names_key_value_and_remedy(
+    site: "Site", case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    knobs, parts = CONFIGS[case]
     site.models.add("echo")
-    site.write_config(**config)
-    arguments = ("--runtime-dir", f"/tmp/{'d' * 100}") if "too long" in case else ()
-    refused(site, code, *parts, arguments=arguments)
-    assert not Path(f"/tmp/{'d' * 100}").exists()
+    path = site.write_config(knobs)
+    assert app.run(["check-config", str(path)]) == Exit.CONFIG
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tensord: {path}: ")
+    assert [part for part in parts if part not in line] == [], line
+    if case in SERVED:
+        assert refused(site, Exit.CONFIG) == line
+
+
+def test_runtime_directory_whose_sockets_no_path_can_name(site: "Site") -> None:
+    site.models.add("echo")
+    site.write_config()
+    path = site.runtime_dir / ("d" * 90)
+    parts = ("command line: daemon.runtime_dir", str(path)[:60], "Linux takes 107", "give a shorter directory")
+    refused(site, Exit.CONFIG, *parts, arguments=("--runtime-dir", str(path)))
+    assert not path.exists()
 
 
 def test_configuration_that_is_not_there(site: "Site") -> None:
@@ -93,7 +105,7 @@ def test_configuration_that_is_not_there(site: "Site") -> None:
     refused(site, Exit.CONFIG, "missing.toml", "No such file", "check the path")
 
 
-@pytest.mark.parametrize("device", ["cpu:4095", "cuda:9999", "gpu:0"])
+@pytest.mark.parametrize("device", ["cpu:4095", "gpu:0"])
 def test_device_that_is_not_there(site: "Site", device: str) -> None:
     site.models.add("echo")
     site.write_config(devices=(device,))
@@ -124,7 +136,7 @@ def test_runtime_directory_that_all_may_write(site: "Site") -> None:
     refused(site, Exit.CONFIG, f"runtime_dir {site.runtime_dir}", "chmod 0750")
 
 
-def test_socket_of_another_program_is_left_alone_and_a_stale_one_replaced(site: "Site") -> None:
+def test_socket_of_another_program_is_left_alone(site: "Site") -> None:
     site.models.add("echo")
     site.write_config()
     path = site.runtime_dir / "tensord.sock"
@@ -133,9 +145,6 @@ def test_socket_of_another_program_is_left_alone_and_a_stale_one_replaced(site: 
         other.listen()
         refused(site, Exit.RUNNING, f"socket {path} is in use by another program", "set another runtime_dir")
         assert path.is_socket()
-    instance = site.serve().wait_ready()  # nobody listens on it any more
-    with Client(instance.socket) as client:
-        np.testing.assert_array_equal(client.infer("echo", X), X)
 
 
 def test_file_in_place_of_the_socket_is_left_alone(site: "Site") -> None:
@@ -150,21 +159,39 @@ def test_file_in_place_of_the_socket_is_left_alone(site: "Site") -> None:
 # ── memory and descriptors ──────────────────────────────────────────────────────────────────────
 
 
+def small_shm(mebibytes: int) -> tuple[str, ...]:
+    """What to write before a command so that it has this much in /dev/shm, and only it."""
+    mount = f"mount -t tmpfs -o size={mebibytes}m none /dev/shm"
+    tried = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, text=True)
+    assert tried.returncode == 0, f"this kernel allows no mount in a user namespace: {tried.stderr}"
+    return ("unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh")
+
+
 def test_too_little_shared_memory_is_refused_at_the_start(site: "Site") -> None:
     site.models.add("echo")
     site.write_config()
-    small_shm = "mount -t tmpfs -o size=16m none /dev/shm"
-    tried = subprocess.run(["unshare", "-rm", "sh", "-c", small_shm], capture_output=True, text=True)
-    assert tried.returncode == 0, f"this kernel allows no mount in a user namespace: {tried.stderr}"
-    inside = ("unshare", "-rm", "sh", "-c", f'{small_shm} && exec "$@"', "sh")
-    refused(site, Exit.RESOURCES, f"ingest_bytes = {32 * 2**20}", "make /dev/shm larger", prefix=inside)
+    parts = (f"ingest_bytes = {32 * 2**20}", "No space left", "make /dev/shm larger, or lower ingest_bytes in [knobs]")
+    refused(site, Exit.RESOURCES, *parts, prefix=small_shm(16))
+
+
+def test_front_end_comes_back_where_shared_memory_has_no_room_for_two_generations(site: "Site") -> None:
+    site.models.add("echo")
+    site.write_config()
+    instance = site.serve(prefix=small_shm(48)).wait_ready()
+    with Client(instance.socket) as client:
+        np.testing.assert_array_equal(client.infer("echo", X), X)
+        os.kill(instance.frontend_pid(), signal.SIGKILL)
+        now = instance.wait_status(lambda now: now.frontend.generation == 2 and now.state == "ready")
+        assert (now.frontend.restarts, now.workers[0].restarts) == (1, 1)  # the worker gave the old memory back
+        np.testing.assert_array_equal(client.infer("echo", X), X)
 
 
 def test_too_few_descriptors_are_refused_at_the_start(site: "Site") -> None:
     site.models.add("echo")
     site.write_config()
-    few = ("sh", "-c", 'ulimit -n 12 && exec "$@"', "sh")
-    refused(site, Exit.RESOURCES, "Too many open files", prefix=few)
+    for limit in (8, 12, 20):  # at the first segment, and at the first child
+        few = ("sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh")
+        refused(site, Exit.RESOURCES, "files", "raise the service's limit", prefix=few)
 
 
 # ── the models ──────────────────────────────────────────────────────────────────────────────────
@@ -204,23 +231,12 @@ def corrupt_weights(site: "Site") -> None:
     path.write_bytes(b"\xff" * 100)
 
 
-def wrong_weights(site: "Site") -> None:
-    path = site.models.root / "digits/1/weights.safetensors"
-    tensors = load_file(path)
-    tensors.popitem()
-    save_file(tensors, path)
-
-
 def wrong_warmup_answer(site: "Site") -> None:
     path = site.models.root / "digits/1/warmup.safetensors"
     tensors = load_file(path)
     name = next(name for name in tensors if "logits" in name)
     tensors[name] = tensors[name] + 1
     save_file(tensors, path)
-
-
-def failing_code(site: "Site") -> None:
-    (site.models.root / "digits/1/model.py").write_text("raise ImportError('no module named magic')\n")
 
 
 REPOSITORIES: dict[str, tuple[Break, tuple[str, ...]]] = {
@@ -232,9 +248,10 @@ REPOSITORIES: dict[str, tuple[Break, tuple[str, ...]]] = {
 }
 LOADED: dict[str, tuple[Break, tuple[str, ...]]] = {
     "corrupt weights": (corrupt_weights, ("weights.safetensors", "not readable as safetensors", "write it again")),
-    "other weights": (wrong_weights, ("weights.safetensors", "not this module's weights", "save the state_dict")),
-    "wrong warm-up answer": (wrong_warmup_answer, ("warmup.safetensors", "logits", "expected")),
-    "failing code": (failing_code, ("model.py", "no module named magic", "mend the code")),
+    "wrong warm-up answer": (
+        wrong_warmup_answer,
+        ("warmup.safetensors: outputs/logits is not what the model answers", "check the weights"),
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from tensord.ipc.errors import ConnectionLost, DaemonNotFound, ShuttingDown
 if TYPE_CHECKING:
     from itertools import count
 
-    from tests.process.operation.conftest import Connect, Site
+    from tests.process.operation.conftest import Connect, Instance, Site
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(90)]
 
@@ -49,9 +49,9 @@ def test_second_daemon_is_refused_and_sigterm_drains_the_first(
     late.send({7: X})
     request_id, refused = late.receive()
     assert (request_id, type(refused)) == (7, ShuttingDown)
-    with Client(instance.socket, reconnect_timeout=0.05) as newcomer:
-        with pytest.raises(ConnectionLost, match="the daemon is shutting down"):
-            newcomer.infer("echo", X)
+    newcomer = Client(instance.socket, reconnect_timeout=0.05)
+    with newcomer, pytest.raises(ConnectionLost, match="the daemon is shutting down"):
+        newcomer.infer("echo", X)
     assert instance.process.poll() is None
     for number in numbers:
         served.models.open_gate(number)
@@ -60,21 +60,6 @@ def test_second_daemon_is_refused_and_sigterm_drains_the_first(
     assert client.expect_end() == []
     assert instance.wait_end() == Exit.OK
     assert instance.sockets() == []
-
-
-def test_second_signal_stops_at_once(served: "Site", gates: "count[int]") -> None:
-    instance = served.serve().wait_ready()
-    number = next(gates)
-    with Client(instance.socket, reconnect_timeout=0.05) as client:
-        future = client.submit("gate", np.array([number]))
-        served.models.wait_entered(number)
-        instance.signal(signal.SIGINT)
-        instance.wait_status(lambda now: now.state == "draining")
-        instance.signal(signal.SIGINT)
-        assert instance.wait_end() == Exit.OK
-        assert instance.sockets() == []
-        with pytest.raises((ConnectionLost, DaemonNotFound)):
-            future.result(30)
 
 
 def test_drain_ends_when_its_time_is_over(served: "Site", gates: "count[int]") -> None:
@@ -92,7 +77,7 @@ def test_drain_ends_when_its_time_is_over(served: "Site", gates: "count[int]") -
     assert instance.sockets() == []
 
 
-def test_children_end_with_a_killed_supervisor_and_a_new_one_takes_its_place(
+def test_children_end_with_a_killed_supervisor_and_stale_sockets_are_replaced(
     served: "Site", gates: "count[int]"
 ) -> None:
     first = served.serve().wait_ready()
@@ -114,9 +99,22 @@ def test_children_end_with_a_killed_supervisor_and_a_new_one_takes_its_place(
         for pid in [second.pid, *second.children()]:
             os.kill(pid, signal.SIGKILL)
     second.wait_end()
-    third = served.serve().wait_ready()
-    with Client(third.socket) as client:
+    stop_at_once(served, served.serve().wait_ready(), next(gates))
+
+
+def stop_at_once(served: "Site", instance: "Instance", number: int) -> None:
+    """It serves; the first signal has it wait for a request in flight, the second one does not."""
+    with Client(instance.socket, reconnect_timeout=0.05) as client:
         np.testing.assert_array_equal(client.infer("echo", X), X)
+        future = client.submit("gate", np.array([number]))
+        served.models.wait_entered(number)
+        instance.signal(signal.SIGINT)
+        instance.wait_status(lambda now: now.state == "draining")
+        instance.signal(signal.SIGINT)
+        assert instance.wait_end() == Exit.OK
+        assert instance.sockets() == []
+        with pytest.raises((ConnectionLost, DaemonNotFound)):
+            future.result(30)
 
 
 def test_of_two_that_start_together_one_starts_and_a_signal_ends_it(served: "Site") -> None:
