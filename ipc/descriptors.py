@@ -95,13 +95,18 @@ def decode_batch(body: bytes) -> BatchDescriptor:
 
 
 def encode_failed(batch_id: int, compute_ns: int, error: TensordError) -> bytes:
-    """FAILED; texts are cut where the fields would go beyond the limit."""
-    fields = error.data()
+    """FAILED; texts are made valid UTF-8, and cut where the fields would go beyond the limit."""
+    fields = {name: _encodable(value) if isinstance(value, str) else value for name, value in error.data().items()}
     data = msgspec.json.encode(fields)
     if len(data) > ERROR_BYTES_MAX:
         cut = {name: value[:TEXT_MAX] if isinstance(value, str) else value for name, value in fields.items()}
         data = msgspec.json.encode(cut)
     return DONE.pack(batch_id, compute_ns) + CODE.pack(error.code) + data
+
+
+def _encodable(text: str) -> str:
+    """A model may name its outputs by any Python string, also by one that UTF-8 has no bytes for."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def decode_failed(body: bytes) -> tuple[int, int, TensordError]:

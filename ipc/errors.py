@@ -19,8 +19,7 @@ TensordError
 │   ├── OutputTooSmall        the output range is smaller than the output
 │   ├── DuplicateRequestId    a request id that is still in flight on this connection
 │   ├── DeadlineExceeded      the deadline passed before the answer
-│   ├── Cancelled             the client cancelled the request
-│   └── PermissionRefused     the peer's uid or gid may not do this
+│   └── Cancelled             the client cancelled the request
 ├── CapacityFault             a limit of this instance was reached; a later retry can help
 │   ├── QueueFull             the model's queue
 │   ├── TooManyInFlight       requests in flight on one connection
@@ -280,13 +279,6 @@ class DeadlineExceeded(ClientFault):
 class Cancelled(ClientFault):
     code = 117
     sentence = "cancelled by the client"
-
-
-@_error
-class PermissionRefused(ClientFault):
-    action: str
-    code = 118
-    sentence = "your user may not {action}"
 
 
 # ── capacity ────────────────────────────────────────────────────────────────────────────────────

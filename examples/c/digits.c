@@ -38,11 +38,12 @@ static bool complain(const struct tensord_error *error) {
 /* From standard input; where that is a terminal or empty, the one that is built in. */
 static bool read_image(float image[PIXELS]) {
     size_t count = 0;
-    for (float value; !isatty(STDIN_FILENO) && scanf("%f", &value) == 1; count++)
+    int found = EOF;
+    for (float value; !isatty(STDIN_FILENO) && (found = scanf("%f", &value)) == 1; count++)
         image[count % PIXELS] = value;
     for (size_t i = 0; count == 0 && i < PIXELS; i++)
         image[i] = (float)(BUILT_IN[i] <= '9' ? BUILT_IN[i] - '0' : BUILT_IN[i] - 'a' + 10) * 15 / 255;
-    return count == PIXELS || (count == 0 && feof(stdin)) || isatty(STDIN_FILENO);
+    return found == EOF && (count == 0 || count == PIXELS);
 }
 
 static bool open_digits(struct demo *demo, const char *socket) {
@@ -83,17 +84,20 @@ static void print_digit(struct demo *demo, const char *lane, const void *data) {
 /* Whether a request of so many rows got what the model promises. */
 static bool is_result(const struct demo *demo, const struct tensord_answer *answer, uint64_t rows) {
     const struct tensord_tensor *output = &answer->output;
-    return answer->error.code == 0 ? output->dtype == TENSORD_FLOAT32 && output->shape[0] == rows &&
-                                         output->nbytes == tensord_rows(&demo->model.output, rows).nbytes
-                                   : complain(&answer->error);
+    if (answer->error.code != 0)
+        return complain(&answer->error);
+    return output->dtype == TENSORD_FLOAT32 && output->shape[0] == rows &&
+           output->nbytes == tensord_rows(&demo->model.output, rows).nbytes;
 }
 
 /* A request and its answer. With no other in flight, the next answer is the one. */
 static bool infer(struct demo *demo, const struct tensord_tensor *input, const struct tensord_tensor *range,
                   struct tensord_answer *answer) {
     struct tensord_error error;
-    return (tensord_send(demo->client, &demo->model, input, range, &error) != 0 &&
-            tensord_receive(demo->client, answer, &error)) || complain(&error);
+    if (tensord_send(demo->client, &demo->model, input, range, &error) != 0 &&
+        tensord_receive(demo->client, answer, &error))
+        return true;
+    return complain(&error);
 }
 
 static struct tensord_tensor inline_rows(struct demo *demo, uint64_t rows) {

@@ -13,7 +13,6 @@ from ..errors import (
     ArenaQuotaExceeded,
     ConnectionLost,
     NoMemory,
-    PermissionRefused,
     TensordError,
     TooManyArenas,
     UnknownHandle,
@@ -24,7 +23,7 @@ from .model import OpenedModel, RowPlan
 from .request import Buffer, InferRequest, fits_inline, takes_arena
 from .session import ClientSession
 
-REFUSALS: Final = (ArenaQuotaExceeded, NoMemory, PermissionRefused, TooManyArenas)
+REFUSALS: Final = (ArenaQuotaExceeded, NoMemory, TooManyArenas)
 """Answers to ATTACH that mean: not another arena."""
 
 

@@ -70,3 +70,8 @@ def test_what_a_worker_of_another_version_says_is_no_crash() -> None:
     _, _, received = decode_failed(DONE.pack(1, 2) + struct.pack("<H", 999) + b"\xff{")
     assert isinstance(received, UnknownError)
     assert isinstance(decode_error(memoryview(encode_error(5, received))[HEADER.size :]), UnknownError)
+
+
+def test_a_text_that_utf8_cannot_hold_still_arrives() -> None:
+    _, _, error = decode_failed(encode_failed(1, 2, BadModelOutput("m", "y\ud800", "float32", "int8")))
+    assert error.data() == {"model": "m", "tensor": "y\\ud800", "expected": "float32", "got": "int8"}
