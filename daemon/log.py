@@ -7,6 +7,15 @@ from typing import Any
 import structlog
 
 
+class _StandardError:
+    """Writes to whatever standard error is at that moment; structlog's own keeps the one it was made with."""
+
+    def msg(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    debug = info = warning = error = critical = msg
+
+
 def configure(process: str, level: str = "info") -> None:
     """Log as this process, from this level on. May be called again to change the level."""
     structlog.configure(
@@ -17,7 +26,7 @@ def configure(process: str, level: str = "info") -> None:
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=28, sort_keys=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _StandardError(),
     )
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(process=process)

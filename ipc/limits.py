@@ -48,6 +48,13 @@ ARENA_BYTES_MAX: Final = 64 * 1024**3
 ARENAS_PER_CONNECTION_MAX: Final = 8
 """Arenas that one connection may hold; the next ATTACH gets TooManyArenas."""
 
+ARENAS_MAX: Final = 16_384
+"""Arenas of one instance: each is a mapping in every worker, and vm.max_map_count allows 65,530. The next ATTACH
+gets NoMemory."""
+
+ARENA_PAGE_BYTES: Final = 4_096
+"""An arena takes whole pages, and is counted so."""
+
 TENSOR_ALIGNMENT_BYTES: Final = 64
 """Offsets of tensors in an arena are multiples of this: one cache line, and wider than any vector load."""
 

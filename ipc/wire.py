@@ -181,7 +181,7 @@ class FrameReader:
     one copy from the kernel to its final place.
     """
 
-    __slots__ = ("_destinations", "_filled", "_meta_bytes_max", "_remaining", "_scratch", "_sink", "_stash")
+    __slots__ = ("_destinations", "_filled", "_halted", "_meta_bytes_max", "_remaining", "_scratch", "_sink", "_stash")
 
     def __init__(self, sink: FrameSink, scratch: memoryview, meta_bytes_max: int = META_BYTES_MAX) -> None:
         assert len(scratch) > HEADER.size
@@ -189,6 +189,7 @@ class FrameReader:
         self._meta_bytes_max = meta_bytes_max
         self._scratch = scratch
         self._stash = b""
+        self._halted = False
         self._remaining = 0
         self._filled = 0
         self._destinations: list[memoryview] | None = None
@@ -220,11 +221,25 @@ class FrameReader:
             return
         end = len(self._stash) + nbytes
         self._stash = b""
-        position = self._skip_or_fill(0, end) if self._remaining else 0
+        self._cut(self._skip_or_fill(0, end) if self._remaining else 0, end)
+
+    def halt(self) -> None:
+        """Begin no further frame before `go_on`, however many are here. Until then nothing may be received."""
+        self._halted = True
+
+    def go_on(self) -> None:
+        """Take up the frames that had to wait. Raises BadFrame."""
+        self._halted = False
+        stash, self._stash = self._stash, b""
+        self._scratch[: len(stash)] = stash
+        self._cut(0, len(stash))
+
+    def _cut(self, position: int, end: int) -> None:
+        """Start the frames that lie in the scratch buffer; keep what is left for later."""
         scratch = self._scratch
         header_bytes = HEADER.size
         started = self._sink.frame_started
-        while end - position >= header_bytes:
+        while end - position >= header_bytes and not self._halted:
             magic, frame_type, flags, meta_bytes, request_id, payload_bytes = HEADER.unpack_from(scratch, position)
             if magic != MAGIC:
                 raise BadFrame(f"magic is {magic:#06x}, not {MAGIC:#06x}")

@@ -48,12 +48,12 @@ static bool read_image(float image[PIXELS]) {
 
 static bool open_digits(struct demo *demo, const char *socket) {
     struct tensord_error error;
-    const struct tensord_spec *output = &demo->model.output;
+    const struct tensord_spec *input = &demo->model.input, *output = &demo->model.output;
     demo->client = tensord_connect(socket, TIMEOUT_MS, &error);
     if (demo->client == NULL || !tensord_open(demo->client, "digits", &demo->model, &error))
         return complain(&error);
-    if (tensord_rows(&demo->model.input, 1).nbytes == sizeof demo->images[0] && output->dtype == TENSORD_FLOAT32 &&
-        demo->model.input.dtype == TENSORD_FLOAT32 && output->ndim == 1 && output->shape[0] <= CLASSES_MAX)
+    if (input->dtype == TENSORD_FLOAT32 && input->row_bytes == sizeof demo->images[0] &&
+        output->dtype == TENSORD_FLOAT32 && output->ndim == 1 && output->shape[0] <= CLASSES_MAX)
         return true;
     fprintf(stderr, "the model `digits` is not one for 8x8 images\n");
     return false;
@@ -81,39 +81,32 @@ static void print_digit(struct demo *demo, const char *lane, const void *data) {
     printf("\n");
 }
 
-/* Whether a request of so many rows got what the model promises. */
-static bool is_result(const struct demo *demo, const struct tensord_answer *answer, uint64_t rows) {
-    const struct tensord_tensor *output = &answer->output;
+/* Whether a request of so many rows got what the model promises, in the lane that it asked for. */
+static bool is_result(const struct demo *demo, const struct tensord_answer *answer, uint64_t rows, bool is_inline) {
     if (answer->error.code != 0)
         return complain(&answer->error);
-    return output->dtype == TENSORD_FLOAT32 && output->shape[0] == rows &&
-           output->nbytes == tensord_rows(&demo->model.output, rows).nbytes;
+    if (answer->dtype == TENSORD_FLOAT32 && answer->rows == rows && (answer->data != NULL) == is_inline &&
+        answer->nbytes == rows * demo->model.output.row_bytes)
+        return true;
+    fprintf(stderr, "the output is not what the model promises\n");
+    return false;
 }
 
-/* A request and its answer. With no other in flight, the next answer is the one. */
-static bool infer(struct demo *demo, const struct tensord_tensor *input, const struct tensord_tensor *range,
+/* A request and its answer: with no other in flight, the next answer is the one. */
+static bool infer(struct demo *demo, const struct tensord_model *model, const struct tensord_request *request,
                   struct tensord_answer *answer) {
     struct tensord_error error;
-    if (tensord_send(demo->client, &demo->model, input, range, &error) != 0 &&
-        tensord_receive(demo->client, answer, &error))
+    if (tensord_send(demo->client, model, request, &error) != 0 && tensord_receive(demo->client, answer, &error))
         return true;
     return complain(&error);
 }
 
-static struct tensord_tensor inline_rows(struct demo *demo, uint64_t rows) {
-    struct tensord_tensor input = tensord_rows(&demo->model.input, rows);
-    input.data = demo->images;
-    return input;
-}
-
 static bool classify_inline(struct demo *demo) {
-    struct tensord_tensor input = inline_rows(demo, 1);
-    struct tensord_answer answer;
-    if (!infer(demo, &input, NULL, &answer))
-        return false;
-    bool good = is_result(demo, &answer, 1) && answer.output.data != NULL;
+    struct tensord_request request = {.rows = 1, .data = demo->images};
+    struct tensord_answer answer = {.memory = NULL};
+    bool good = infer(demo, &demo->model, &request, &answer) && is_result(demo, &answer, 1, true);
     if (good)
-        print_digit(demo, "inline", answer.output.data);
+        print_digit(demo, "inline", answer.data);
     free(answer.memory);
     return good;
 }
@@ -121,46 +114,45 @@ static bool classify_inline(struct demo *demo) {
 static bool classify_in_arena(struct demo *demo) {
     struct tensord_error error;
     struct tensord_arena arena;
-    struct tensord_answer answer;
+    struct tensord_answer answer = {.memory = NULL};
     if (!tensord_attach(demo->client, ARENA_BYTES, &arena, &error))
         return complain(&error);
-    struct tensord_tensor input = tensord_rows(&demo->model.input, 1), range = tensord_rows(&demo->model.output, 1);
-    input.arena = range.arena = &arena;
-    input.offset = INPUT_OFFSET;
-    range.offset = OUTPUT_OFFSET;
+    struct tensord_request request = {
+        .rows = 1, .arena = &arena, .input_offset = INPUT_OFFSET, .output_offset = OUTPUT_OFFSET};
     memcpy(arena.memory + INPUT_OFFSET, demo->images[0], sizeof demo->images[0]);
-    bool answered = infer(demo, &input, &range, &answer), good = answered && is_result(demo, &answer, 1);
+    bool good = infer(demo, &demo->model, &request, &answer) && is_result(demo, &answer, 1, false);
     if (good)
         print_digit(demo, "arena", arena.memory + OUTPUT_OFFSET);
-    if (answered)
-        free(answer.memory);
+    free(answer.memory);
     munmap(arena.memory, ARENA_BYTES);
     return good;
 }
 
-/* The rows are missing from the shape. The daemon says so, and the connection goes on. */
+/* A row of 8x8 lacks the channel. The daemon says so, and the connection goes on. */
 static bool be_refused(struct demo *demo) {
-    struct tensord_tensor input = inline_rows(demo, 1);
+    struct tensord_model wrong = demo->model;
+    struct tensord_request request = {.rows = 1, .data = demo->images};
     struct tensord_answer answer;
-    input.ndim = demo->model.input.ndim;
-    memcpy(input.shape, demo->model.input.shape, sizeof demo->model.input.shape);
-    if (!infer(demo, &input, NULL, &answer))
+    wrong.input.ndim = 2;
+    wrong.input.shape[0] = wrong.input.shape[1] = 8;
+    if (!infer(demo, &wrong, &request, &answer))
         return false;
     printf("refused: error %d, %s\n", answer.error.code, answer.error.text);
     free(answer.memory);
     return answer.error.code != 0;
 }
 
-/* The answers come in any order; each must be of a request that has none yet, and have its rows and digit. */
+/* The answers come in any order; each must be to a request that has none yet, and have its rows and the digit. */
 static bool matches(const struct demo *demo, const struct tensord_answer *answer, uint64_t ids[REQUESTS]) {
     float scores[CLASSES_MAX];
-    for (uint64_t i = 0; i < REQUESTS; i++)
-        if (ids[i] == answer->request_id) {
-            ids[i] = 0;
-            return is_result(demo, answer, 1 + i % ROWS_MAX) && answer->output.data != NULL &&
-                   favourite(demo, answer->output.data, scores) == demo->digit;
-        }
-    return false;
+    uint64_t i = 0;
+    while (i < REQUESTS && ids[i] != answer->request_id)
+        i++;
+    if (i == REQUESTS)
+        return false;
+    ids[i] = 0; /* which is nobody's id */
+    return is_result(demo, answer, 1 + i % ROWS_MAX, true) &&
+           favourite(demo, answer->data, scores) == demo->digit;
 }
 
 static bool pipeline(struct demo *demo) {
@@ -169,8 +161,8 @@ static bool pipeline(struct demo *demo) {
     uint64_t ids[REQUESTS];
     int matched = 0;
     for (uint64_t i = 0; i < REQUESTS; i++) {
-        struct tensord_tensor input = inline_rows(demo, 1 + i % ROWS_MAX);
-        ids[i] = tensord_send(demo->client, &demo->model, &input, NULL, &error);
+        struct tensord_request request = {.rows = 1 + i % ROWS_MAX, .data = demo->images};
+        ids[i] = tensord_send(demo->client, &demo->model, &request, &error);
         if (ids[i] == 0)
             return complain(&error);
     }

@@ -20,7 +20,8 @@
 enum { HELLO = 1, WELCOME, OPEN, OPENED, ATTACH, ATTACHED, DETACH, INFER, RESULT, ERROR };
 enum { INLINE, ARENA };
 enum { MAGIC = 0x7444, VERSION = 1, PRIORITY_NORMAL = 1, NAME_BYTES_MAX = 128 };
-enum { HEADER_BYTES = 24, HELLO_BYTES = 8, ATTACH_BYTES = 16, INFER_BYTES = 24, TENSOR_BYTES = 24 };
+enum { HEADER_BYTES = 24, HELLO_BYTES = 8, ATTACH_BYTES = 16, INFER_BYTES = 24 };
+enum { TENSOR_BYTES = 24, DIMENSION_BYTES = 8 };
 enum { META_BYTES_MAX = 262144, REQUEST_META_BYTES_MAX = 4096, PAYLOAD_BYTES_MAX = 67108864 };
 enum { CONNECT_PAUSE_MS = 5, NS_PER_MS = 1000000 };
 enum { GRACE_MS = 250 }; /* the daemon's own word on a missed deadline says more than our clock */
@@ -81,7 +82,7 @@ static int64_t after_ms(int64_t ms) {
     return ((int64_t)now.tv_sec * 1000 + ms) * NS_PER_MS + now.tv_nsec;
 }
 
-/* ── fields, little-endian at any address ────────────────────────────────────────────────────────────────────── */
+/* ── fields, little-endian at any address ────────────────────────────────────────────────────────────────────────── */
 
 /* Appends fields of these widths in bytes: "24" is a u16 and a u32. */
 static void pack(struct message *message, const char *widths, const uint64_t *values) {
@@ -370,7 +371,8 @@ static bool read_spec(struct reader *meta, struct tensord_spec *spec) {
         unpack(meta, "2", (uint64_t *[]){&label_bytes});
         take(meta, label_bytes);
     }
-    return label_bytes <= TENSORD_LABEL_BYTES_MAX && !meta->overrun;
+    spec->row_bytes = tensor_bytes(spec->dtype, spec->ndim, spec->shape);
+    return label_bytes <= TENSORD_LABEL_BYTES_MAX && !meta->overrun && spec->row_bytes != UINT64_MAX;
 }
 
 static bool read_model(const struct frame *frame, struct tensord_model *model, uint64_t *inputs, uint64_t *outputs) {
@@ -386,6 +388,7 @@ static bool read_model(const struct frame *frame, struct tensord_model *model, u
 
 bool tensord_open(struct tensord *client, const char *name, struct tensord_model *model, struct tensord_error *error) {
     uint64_t name_bytes = strlen(name), inputs, outputs;
+    *model = (struct tensord_model){.memory = NULL};
     if (name_bytes > NAME_BYTES_MAX)
         return fail(error, TENSORD_BAD_REQUEST, "a model's name has at most %d bytes", NAME_BYTES_MAX);
     struct message question = begin(client, OPEN, 2 + name_bytes, 0);
@@ -396,9 +399,10 @@ bool tensord_open(struct tensord *client, const char *name, struct tensord_model
     if (frame == NULL)
         return false;
     bool good = read_model(frame, model, &inputs, &outputs);
-    model->memory = frame;
-    if (good && inputs == 1 && outputs == 1)
+    if (good && inputs == 1 && outputs == 1) {
+        model->memory = frame;
         return true;
+    }
     free(frame);
     return good ? fail(error, TENSORD_BAD_REQUEST, "%s has more than one input and one output", name)
                 : unreadable(client, error);
@@ -414,13 +418,6 @@ void tensord_label(const struct tensord_spec *spec, uint64_t index, char label[T
     }
     memcpy(label, text, label_bytes);
     label[label_bytes] = '\0';
-}
-
-struct tensord_tensor tensord_rows(const struct tensord_spec *spec, uint64_t rows) {
-    struct tensord_tensor tensor = {.dtype = spec->dtype, .ndim = spec->ndim + 1, .shape = {rows}};
-    memcpy(&tensor.shape[1], spec->shape, sizeof spec->shape);
-    tensor.nbytes = tensor_bytes(tensor.dtype, tensor.ndim, tensor.shape);
-    return tensor;
 }
 
 /* ── arenas and requests ─────────────────────────────────────────────────────────────────────────────────────────── */
@@ -444,63 +441,62 @@ bool tensord_attach(struct tensord *client, uint64_t nbytes, struct tensord_aren
     return arena->memory != MAP_FAILED || fail(error, TENSORD_NO_MEMORY, "cannot map an arena: %s", strerror(errno));
 }
 
-static void pack_tensor(struct message *message, const struct tensord_tensor *tensor, uint64_t ndim) {
-    bool placed = tensor->arena != NULL;
-    uint64_t number = placed ? tensor->arena->number : 0, offset = placed ? tensor->offset : 0;
-    pack(message, "1111488", (uint64_t[]){0, tensor->dtype, ndim, placed ? ARENA : INLINE, number, offset,
-                                          tensor->nbytes});
-    for (uint64_t i = 0; i < ndim; i++)
-        pack(message, "8", &tensor->shape[i]);
-}
-
-uint64_t tensord_send(struct tensord *client, const struct tensord_model *model, const struct tensord_tensor *input,
-                      const struct tensord_tensor *range, struct tensord_error *error) {
-    uint64_t payload_bytes = input->arena == NULL ? input->nbytes : 0, ranges = range == NULL ? 0 : 1;
-    uint64_t meta_bytes = INFER_BYTES + TENSOR_BYTES * (1 + ranges) + 8 * input->ndim;
+uint64_t tensord_send(struct tensord *client, const struct tensord_model *model, const struct tensord_request *request,
+                      struct tensord_error *error) {
+    const struct tensord_spec *input = &model->input, *output = &model->output;
+    uint64_t input_bytes = request->rows * input->row_bytes, output_bytes = request->rows * output->row_bytes;
+    uint64_t placed = request->arena != NULL, number = placed ? request->arena->number : 0;
+    uint64_t payload_bytes = placed ? 0 : input_bytes;
+    uint64_t meta_bytes = INFER_BYTES + TENSOR_BYTES + DIMENSION_BYTES * (1 + input->ndim) + placed * TENSOR_BYTES;
     int64_t deadline = after_ms(client->timeout_ms), patience = deadline + (int64_t)GRACE_MS * NS_PER_MS;
-    if (input->ndim > TENSORD_DIMENSIONS_MAX || payload_bytes > PAYLOAD_BYTES_MAX)
-        return fail(error, TENSORD_BAD_REQUEST, "the input has too many dimensions, or too many bytes to go inline");
+    if (input->ndim >= TENSORD_DIMENSIONS_MAX || payload_bytes > PAYLOAD_BYTES_MAX)
+        return fail(error, TENSORD_BAD_REQUEST, "too many dimensions, or too many bytes to go inline");
     if (client->in_flight >= client->in_flight_max)
         return fail(error, TENSORD_TOO_MANY_IN_FLIGHT, "no more requests may be in flight: receive answers first");
     struct message message = begin(client, INFER, meta_bytes, payload_bytes);
-    pack(&message, "41111", (uint64_t[]){model->handle, PRIORITY_NORMAL, 1, ranges, 0});
-    pack(&message, "88", (uint64_t[]){(uint64_t)deadline, 0}); /* no session */
-    pack_tensor(&message, input, input->ndim);
-    if (range != NULL)
-        pack_tensor(&message, range, 0);
+    pack(&message, "4111188", (uint64_t[]){model->handle, PRIORITY_NORMAL, 1, placed, 0, (uint64_t)deadline, 0});
+    pack(&message, "11114888", (uint64_t[]){0, input->dtype, input->ndim + 1, placed ? ARENA : INLINE, number,
+                                            request->input_offset, input_bytes, request->rows});
+    for (uint64_t i = 0; i < input->ndim; i++)
+        pack(&message, "8", &input->shape[i]);
+    if (placed)
+        pack(&message, "1111488",
+             (uint64_t[]){0, output->dtype, 0, ARENA, number, request->output_offset, output_bytes});
     client->in_flight++;
     if (send_all(client, message.bytes, message.size, patience) &&
-        send_all(client, input->data, payload_bytes, patience))
+        send_all(client, request->data, payload_bytes, patience))
         return client->last_id;
     *error = client->lost;
     return 0;
 }
 
-static bool read_result(const struct frame *frame, struct tensord_tensor *output) {
+static bool read_result(const struct frame *frame, struct tensord_answer *answer) {
     struct reader meta = meta_of(frame), payload = {frame->body + frame->meta_bytes, frame->payload_bytes, false};
-    uint64_t outputs, lane, nbytes; /* before outputs stand the version and three numbers about the batch */
-    unpack(&meta, "4444224", (uint64_t *[]){NULL, NULL, NULL, NULL, &outputs, NULL, NULL});
-    unpack(&meta, "1111488",
-           (uint64_t *[]){NULL, &output->dtype, &output->ndim, &lane, NULL, &output->offset, &nbytes});
-    if (outputs != 1 || output->ndim > TENSORD_DIMENSIONS_MAX || !unpack_shape(&meta, output->ndim, output->shape))
+    uint64_t outputs, ndim, lane, shape[TENSORD_DIMENSIONS_MAX] = {0};
+    unpack(&meta, "4444224", (uint64_t *[]){NULL, NULL, NULL, NULL, &outputs, NULL, NULL}); /* NULL: version, batch */
+    unpack(&meta, "1111488", (uint64_t *[]){NULL, &answer->dtype, &ndim, &lane, NULL, NULL, &answer->nbytes});
+    if (outputs != 1 || ndim > TENSORD_DIMENSIONS_MAX || !unpack_shape(&meta, ndim, shape))
         return false;
-    output->nbytes = tensor_bytes(output->dtype, output->ndim, output->shape);
-    output->data = lane == INLINE ? take(&payload, nbytes) : NULL;
-    return output->nbytes == nbytes && !payload.overrun;
+    answer->rows = shape[0];
+    answer->data = lane == INLINE ? take(&payload, answer->nbytes) : NULL;
+    return !payload.overrun && answer->nbytes == tensor_bytes(answer->dtype, ndim, shape);
 }
 
 bool tensord_receive(struct tensord *client, struct tensord_answer *answer, struct tensord_error *error) {
+    *answer = (struct tensord_answer){.memory = NULL};
     if (client->in_flight == 0)
         return fail(error, TENSORD_BAD_REQUEST, "no request is in flight");
     struct frame *frame = wait_answer(client, 0, after_ms((int64_t)client->timeout_ms + GRACE_MS), error);
     if (frame == NULL)
         return false;
     client->in_flight--;
-    *answer = (struct tensord_answer){.request_id = frame->request_id, .memory = frame};
+    answer->request_id = frame->request_id;
     bool good = frame->type == ERROR ? read_error(frame, &answer->error)
-                                     : frame->type == RESULT && read_result(frame, &answer->output);
-    if (good)
+                                     : frame->type == RESULT && read_result(frame, answer);
+    if (good) {
+        answer->memory = frame;
         return true;
+    }
     free(frame);
     return unreadable(client, error);
 }

@@ -1,8 +1,9 @@
 /* A client of tensord in C11: both lanes, many requests in flight, models with one input and one output.
  *
  * A connection belongs to one thread of one process. Functions that can fail return false, NULL or 0 and say in *error
- * why. Once the connection is lost every call fails with the reason, but answers that had come by then can still be
- * received. Tensors are little-endian, in C order, and may lie at any address: read them with memcpy. */
+ * why; then there is nothing to free. Once the connection is lost every call fails with the reason, but answers that
+ * had come by then can still be received. Tensors are little-endian, in C order, and may lie at any address: read them
+ * with memcpy. */
 #ifndef TENSORD_H
 #define TENSORD_H
 
@@ -23,7 +24,7 @@ struct tensord_error {
 };
 
 struct tensord_spec { /* the input or the output of a model */
-    uint64_t dtype, ndim;
+    uint64_t dtype, ndim, row_bytes;
     uint64_t shape[TENSORD_DIMENSIONS_MAX - 1]; /* of one row */
     uint64_t label_count;                       /* names of the elements of the last dimension */
     const uint8_t *labels;                      /* for tensord_label */
@@ -40,19 +41,19 @@ struct tensord_arena { /* memory that is shared with the daemon */
     uint8_t *memory; /* munmap() it at the end */
 };
 
-struct tensord_tensor {
-    uint64_t dtype, ndim, nbytes;
-    uint64_t shape[TENSORD_DIMENSIONS_MAX]; /* rows first */
-    const void *data;                  /* of an inline tensor, which goes through the socket */
-    const struct tensord_arena *arena; /* for a request: where else it lies; NULL: inline */
-    uint64_t offset;                   /* in the arena, a multiple of 64 */
+struct tensord_request {
+    uint64_t rows;
+    const void *data;                     /* the input, to go inline through the socket; or */
+    const struct tensord_arena *arena;    /* where input and output lie, and for each */
+    uint64_t input_offset, output_offset; /* its beginning there, a multiple of 64 */
 };
 
 struct tensord_answer {
     uint64_t request_id;
     struct tensord_error error;   /* code 0: the request succeeded, and here is its output */
-    struct tensord_tensor output; /* data is NULL when it lies in the range that the request named */
-    void *memory;                 /* of an inline output: free() it afterwards, also after an error */
+    uint64_t dtype, rows, nbytes; /* compare them with the model */
+    const void *data;             /* NULL: it lies in the arena, where the request said */
+    void *memory;                 /* of data: free() it afterwards, also after an error */
 };
 
 /* Connects to this socket; with NULL, to where TENSORD_SOCKET or else the system has one. timeout_ms is the deadline of
@@ -63,15 +64,13 @@ void tensord_close(struct tensord *client); /* cancels requests; NULL is allowed
 /* Opens "name", "name:version" or "name:label". */
 bool tensord_open(struct tensord *client, const char *name, struct tensord_model *model, struct tensord_error *error);
 void tensord_label(const struct tensord_spec *spec, uint64_t index, char label[TENSORD_LABEL_BYTES_MAX + 1]);
-struct tensord_tensor tensord_rows(const struct tensord_spec *spec, uint64_t rows); /* a tensor, but for its place */
 
 /* From send to answer, what a request uses of an arena is the daemon's: neither write there nor read. */
 bool tensord_attach(struct tensord *client, uint64_t nbytes, struct tensord_arena *arena, struct tensord_error *error);
 
-/* Sends a request and returns its id. The output goes into the range, with NULL it comes inline. An inline input may
- * go afterwards. */
-uint64_t tensord_send(struct tensord *client, const struct tensord_model *model, const struct tensord_tensor *input,
-                      const struct tensord_tensor *range, struct tensord_error *error);
+/* Sends a request and returns its id. Inline data may go afterwards. */
+uint64_t tensord_send(struct tensord *client, const struct tensord_model *model, const struct tensord_request *request,
+                      struct tensord_error *error);
 
 /* The next answer, in whatever order they come. A failed request has one, too: look at answer->error. */
 bool tensord_receive(struct tensord *client, struct tensord_answer *answer, struct tensord_error *error);

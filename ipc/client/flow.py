@@ -51,9 +51,10 @@ def handshake(session: ClientSession, tenant: str) -> Flow[None]:
     call, head = session.hello(tenant)
     try:
         yield Send(call, [head], len(head))
-    except ConnectionLost:
-        yield Ticket()  # refused before we spoke: the daemon's last word, at the end of the stream, says why
-        raise
+    except ConnectionLost:  # refused before we spoke: the daemon's last word, at the end of the stream, says why
+        while session.end_error is None:
+            yield session.room_ticket()
+        raise session.error_of_end() from None
     yield call
     call.outcome()
 

@@ -4,9 +4,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from tensord.daemon.supervisor.arenas import ArenaAccounts, MadeArena
 from tensord.ipc.descriptors import INGEST_ARENA
-from tensord.ipc.errors import ArenaQuotaExceeded
+from tensord.ipc.errors import ArenaQuotaExceeded, NoMemory
+from tensord.ipc.limits import ARENA_PAGE_BYTES, ARENAS_MAX
 
-LIMIT = 1_000
+PAGE = ARENA_PAGE_BYTES
+LIMIT = 10 * PAGE
 
 
 class Promising(RuleBasedStateMachine):
@@ -22,8 +24,9 @@ class Promising(RuleBasedStateMachine):
     def total(self) -> int:
         return sum(self.promised.values()) + sum(made.nbytes for made in self.made.values())
 
-    @rule(nbytes=st.integers(1, 600))
-    def promise(self, nbytes: int) -> None:
+    @rule(pages=st.integers(1, 6))
+    def promise(self, pages: int) -> None:
+        nbytes = pages * PAGE
         before = self.total()
         if before + nbytes > LIMIT:
             with pytest.raises(ArenaQuotaExceeded) as caught:
@@ -67,7 +70,7 @@ TestPromising = Promising.TestCase
 def test_an_arena_can_be_returned_while_all_are_looked_at() -> None:
     accounts = ArenaAccounts()
     for _ in range(3):
-        accounts.made(accounts.promise(10, LIMIT), 5, 10)
+        accounts.made(accounts.promise(PAGE, LIMIT), 5, PAGE)
     for arena in accounts:
         accounts.returned(arena.arena)
     assert (len(accounts), accounts.promised_bytes) == (0, 0)
@@ -75,12 +78,30 @@ def test_an_arena_can_be_returned_while_all_are_looked_at() -> None:
 
 def test_a_lower_limit_takes_nothing_away_and_grants_nothing_more() -> None:
     accounts = ArenaAccounts()
-    accounts.promise(500, 1_000)
+    accounts.promise(5 * PAGE, LIMIT)
     with pytest.raises(ArenaQuotaExceeded):
-        accounts.promise(1, 100)
-    assert accounts.promised_bytes == 500
+        accounts.promise(1, PAGE)
+    assert accounts.promised_bytes == 5 * PAGE
 
 
 def test_a_limit_of_nothing_refuses_every_arena() -> None:
     with pytest.raises(ArenaQuotaExceeded):
         ArenaAccounts().promise(1, 0)
+
+
+def test_an_arena_counts_as_whole_pages() -> None:
+    accounts = ArenaAccounts()
+    accounts.made(accounts.promise(1, LIMIT), 5, 1)
+    assert accounts.promised_bytes == PAGE
+    accounts.returned(1)
+    assert accounts.promised_bytes == 0
+
+
+def test_there_are_never_more_arenas_than_a_worker_can_map() -> None:
+    accounts = ArenaAccounts()
+    for _ in range(ARENAS_MAX):
+        accounts.promise(1, 2 * ARENAS_MAX * PAGE)
+    with pytest.raises(NoMemory):
+        accounts.promise(1, 2 * ARENAS_MAX * PAGE)
+    accounts.break_promise(1)
+    accounts.promise(1, 2 * ARENAS_MAX * PAGE)
