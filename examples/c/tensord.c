@@ -293,7 +293,7 @@ static bool find_socket(const char *path, struct sockaddr_un *address, struct te
     const char *chosen = getenv("TENSORD_SOCKET"), *runtime = getenv("XDG_RUNTIME_DIR"), *rest = "";
     if (path == NULL && chosen != NULL && *chosen != '\0')
         path = chosen;
-    if (path == NULL && runtime != NULL && access(SYSTEM_SOCKET, F_OK) != 0) {
+    if (path == NULL && runtime != NULL && *runtime != '\0' && access(SYSTEM_SOCKET, F_OK) != 0) {
         path = runtime;
         rest = OWN_SOCKET;
     }

@@ -1,4 +1,4 @@
-"""The client in C, which was written from the protocol's page alone, on a daemon that serves the demo's models."""
+"""The client in C, which was written from the protocol's page, on a daemon that serves the demo's models."""
 
 import contextlib
 import ctypes

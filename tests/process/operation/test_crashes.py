@@ -179,8 +179,10 @@ def test_killed_workers_cost_no_request_its_answer(sturdy: "Instance", connect_r
     before = sum(worker.restarts for worker in sturdy.status().workers)
     with load(sturdy, connect_raw) as running:
         for _ in range(4):
-            os.kill(sturdy.worker_pid(), signal.SIGKILL)
-            running.wait_round()
+            pid = sturdy.worker_pid()
+            os.kill(pid, signal.SIGKILL)
+            sturdy.wait_status(lambda now, pid=pid: pid not in [each.pid for each in now.workers])  # type: ignore[misc]
+            running.wait_round()  # with retries = 1, nobody may meet two deaths
     assert running.errors + running.lease_errors == Counter()
     assert sum(worker.restarts for worker in sturdy.status().workers) == before + 4
     assert all(client.statistics().reconnects == 0 for client in running.clients)
