@@ -181,7 +181,17 @@ class FrameReader:
     one copy from the kernel to its final place.
     """
 
-    __slots__ = ("_destinations", "_filled", "_halted", "_meta_bytes_max", "_remaining", "_scratch", "_sink", "_stash")
+    __slots__ = (
+        "_destinations",
+        "_filled",
+        "_halted",
+        "_meta_bytes_max",
+        "_remaining",
+        "_scratch",
+        "_sink",
+        "_stash",
+        "in_hand",
+    )
 
     def __init__(self, sink: FrameSink, scratch: memoryview, meta_bytes_max: int = META_BYTES_MAX) -> None:
         assert len(scratch) > HEADER.size
@@ -190,6 +200,8 @@ class FrameReader:
         self._scratch = scratch
         self._stash = b""
         self._halted = False
+        self.in_hand = 0
+        """Bytes that follow the meta of the frame that is being started: with them its payload may be complete."""
         self._remaining = 0
         self._filled = 0
         self._destinations: list[memoryview] | None = None
@@ -251,6 +263,7 @@ class FrameReader:
             meta_end = meta_start + meta_bytes
             if meta_end > end:
                 break
+            self.in_hand = end - meta_end
             destinations = started(frame_type, flags, request_id, scratch[meta_start:meta_end], payload_bytes)
             position = meta_end
             if payload_bytes:

@@ -142,13 +142,16 @@ class Guide(threading.Thread):
                     return
         try:
             self._show()
+        except OSError as error:
+            self.failure = Failure(f"the demonstration cannot be shown: {error.strerror or error}")
+            self._supervisor.stop_soon()
         except (TensordError, Failure) as error:
             if not self._supervisor.draining:
                 self.failure = error
                 self._supervisor.stop_soon()
 
     def _show(self) -> None:
-        """Raises TensordError or Failure."""
+        """Raises TensordError, Failure, or OSError where nobody reads what is shown."""
         socket = self._supervisor.config.socket
         wrong = demonstrate(socket, self._images)
         if self._once:

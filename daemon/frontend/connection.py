@@ -20,6 +20,7 @@ from tensord.ipc.errors import (
     ArenaQuotaExceeded,
     BadFrame,
     BadRequest,
+    DeadlineExceeded,
     DuplicateRequestId,
     IngestFull,
     InternalError,
@@ -72,6 +73,9 @@ WRITE_BUFFER_HIGH_BYTES: Final = 1024 * 1024
 """Bytes of replies that wait for a client before it is no longer read."""
 
 
+INGEST_RETRY_MS: Final = 50
+"""When there may be room in the ingest arena again: some batches from now."""
+
 FRAMES_PER_TURN: Final = 128
 """Frames that a connection may have handled before the others have their turn: a million bytes of tiny frames
 would keep everybody else waiting for a second. A millisecond or two; with half as many, throughput falls by a tenth."""
@@ -118,6 +122,8 @@ class Host(Protocol):
     models: Models
     scratch: memoryview
     draining: bool
+    arriving_bytes: int
+    """Inline payloads that are being received, over all connections."""
 
     def connection_opened(self, connection: "Connection") -> TensordError | None: ...
     def connection_closed(self, connection: "Connection") -> None: ...
@@ -156,6 +162,8 @@ class Connection(asyncio.BufferedProtocol):
         self._pauses = 0
         self._turn_bytes = 0
         self._turn_frames = 0
+        self._frames = 0
+        self._frames_seen = 0
 
     # ── asyncio ─────────────────────────────────────────────────────────────────────────────────
 
@@ -164,9 +172,7 @@ class Connection(asyncio.BufferedProtocol):
         sock = transport.get_extra_info("socket")
         _, self.uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
         self.tenant = str(self.uid)
-        duplicate = socket.socket(fileno=os.dup(sock.fileno()))
-        duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        duplicate.close()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES)
         refusal = self.host.connection_opened(self)
         if refusal is not None:
@@ -190,7 +196,8 @@ class Connection(asyncio.BufferedProtocol):
         except BadFrame as error:
             self._fail_stream(error)
             return
-        if self.reader.mid_frame:
+        if self.reader.mid_frame and self._frames != self._frames_seen:  # one frame, however slowly fed, is one wait
+            self._frames_seen = self._frames
             self.progress_ns = time.monotonic_ns()
         self._turn_bytes += nbytes
         if self._turn_bytes > self.host.limits.read_budget_bytes:
@@ -249,6 +256,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def check_stall(self, now_ns: int, hello_timeout_ns: int) -> None:
         """End the connection if it stands still where it should go on."""
+        self._expire_arriving(now_ns)
         unread_bytes = self.transport.get_write_buffer_size()
         if unread_bytes < self._unread_bytes:
             self.progress_ns = now_ns
@@ -287,6 +295,7 @@ class Connection(asyncio.BufferedProtocol):
         """The payload under way will never be complete."""
         request, self._arriving = self._arriving, None
         if request is not None:
+            self._arrived(request)
             self.reader.drop_destinations()
             self.finished(request)
 
@@ -299,6 +308,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._said_close:
             return None
         self._turn_frames += 1
+        self._frames += 1
         if self._turn_frames >= FRAMES_PER_TURN:
             self._end_turn()
         try:
@@ -315,6 +325,7 @@ class Connection(asyncio.BufferedProtocol):
         """See FrameSink."""
         request, self._arriving = self._arriving, None
         if request is not None:
+            self._arrived(request)
             self._submit(request)
 
     def _submit(self, request: InferRequest) -> None:
@@ -482,6 +493,8 @@ class Connection(asyncio.BufferedProtocol):
         self._check_limits(model, form, payload_bytes)
         deadline = deadline_ns or now + model.timeout_ns
         request = InferRequest(self, request_id, model, form, priority, session, deadline, now)
+        if payload_bytes > self.reader.in_hand:
+            self._check_arriving(payload_bytes)
         if form.places:
             self._reserve(request)
         if form.inline_inputs or form.inline_outputs:
@@ -492,6 +505,7 @@ class Connection(asyncio.BufferedProtocol):
             self._submit(request)
             return None
         self._arriving = request
+        self.host.arriving_bytes += payload_bytes
         return self._destinations(request)
 
     def _check_limits(self, model: Model, form: Form, payload_bytes: int) -> None:
@@ -507,6 +521,25 @@ class Connection(asyncio.BufferedProtocol):
             raise TooManyInFlight(limits.in_flight_max)
         if self.host.draining:
             raise ShuttingDown()
+
+    def _check_arriving(self, payload_bytes: int) -> None:
+        """Payloads that are promised and not here may take half of the arena: whole requests always find room."""
+        if self.host.arriving_bytes + payload_bytes > self.host.ingest.nbytes // 2:
+            error = IngestFull(payload_bytes)
+            error.retry_after_ms = INGEST_RETRY_MS
+            raise error
+
+    def _arrived(self, request: InferRequest) -> None:
+        """Its payload is here, or will never be."""
+        self.host.arriving_bytes -= request.form.payload_bytes
+
+    def _expire_arriving(self, now_ns: int) -> None:
+        """A deadline does not wait for the rest of a payload: that is skipped, and the slots go back."""
+        request = self._arriving
+        if request is not None and now_ns > request.deadline_ns:
+            self._drop_arriving()
+            late_ms = round((now_ns - request.deadline_ns) / 1e6, 3)
+            self.send_error(request.request_id, DeadlineExceeded("arrival", late_ms))
 
     def _reserve(self, request: InferRequest) -> None:
         """Mark the request's ranges of client arenas as in flight, or none of them. Raises SlotInUse."""
@@ -533,7 +566,7 @@ class Connection(asyncio.BufferedProtocol):
         if lease is None:
             self._unreserve(request)
             error = IngestFull(form.payload_bytes + form.reply_bytes)
-            error.retry_after_ms = 50
+            error.retry_after_ms = INGEST_RETRY_MS
             raise error
         return lease
 

@@ -7,6 +7,7 @@ their doorbell rings, and places that they free are filled first.
 
 import asyncio
 import os
+import resource
 import socket
 import struct
 import time
@@ -20,6 +21,7 @@ from tensord.ipc.errors import (
     DeadlineExceeded,
     Fault,
     ModelFault,
+    NoMemory,
     ShuttingDown,
     TensordError,
     TooManyConnections,
@@ -51,6 +53,9 @@ DRAIN_LOOK_S: Final = 0.02
 SCRATCH_BYTES: Final = 128 * 1024
 """Read buffer shared by all connections: one read takes thirty requests of 4 KiB."""
 
+DESCRIPTORS_RESERVED: Final = 32
+"""For rings, doorbells and arenas on their way; every connection takes one of the rest."""
+
 ACCEPT_BACKLOG: Final = 4096
 
 FAULT_COUNTERS: Final = {
@@ -74,6 +79,7 @@ class FrontEnd:
         self.models = Models()
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self.draining = False
+        self.arriving_bytes = 0
         self.scheduler: Scheduler[InferRequest] = Scheduler()
         self.instance: int
         self.ingest: Ingest
@@ -87,6 +93,7 @@ class FrontEnd:
         self._running: dict[int, Batch[InferRequest]] = {}
         self._connections: set[Connection] = set()
         self._connections_max = 1
+        self._descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_RESERVED
         self._tickets: dict[int, tuple[Connection, int]] = {}
         self._next_ticket = 1
         self._dispatch_wanted = False
@@ -170,7 +177,11 @@ class FrontEnd:
                     self._answer_error(request, error)
             case m.ArenaMade(ticket, arena, nbytes):
                 connection, request_id = self._tickets.pop(ticket)
-                connection.arena_made(request_id, arena, nbytes, fds[0])
+                if fds:
+                    connection.arena_made(request_id, arena, nbytes, fds[0])
+                else:  # the kernel drops descriptors that find no place in our table
+                    self._send(m.ArenaReturned(arena))
+                    connection.arena_refused(request_id, NoMemory("a file descriptor"))
             case m.ArenaRefused(ticket, code, data):
                 connection, request_id = self._tickets.pop(ticket)
                 connection.arena_refused(request_id, ERRORS[code](**data))
@@ -393,8 +404,9 @@ class FrontEnd:
         """Count a new connection; an error if it is one too many."""
         if self.draining:
             return ShuttingDown()
-        if len(self._connections) >= self._connections_max:
-            return TooManyConnections(self._connections_max)
+        limit = min(self._connections_max, self._descriptors_max)
+        if len(self._connections) >= limit:
+            return TooManyConnections(limit)
         self._connections.add(connection)
         self._block.words[Word.CONNECTIONS_TOTAL] += 1
         return None

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from tensord.ipc.heartbeat import Heartbeat, Pulse
+from tensord.ipc.heartbeat import Activity, Heartbeat, Pulse
 from tensord.ipc.segment import Segment
 from tensord.ipc.statistics import Block
 
@@ -122,7 +122,7 @@ class Page:
 
     def started(self) -> None:
         """A new process takes the block over: it beats from now on."""
-        self._heartbeat.beat(time.monotonic_ns())
+        self._heartbeat.enter(Activity.STARTING, time.monotonic_ns())
 
 
 def ending(returncode: int) -> str:

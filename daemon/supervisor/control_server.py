@@ -13,7 +13,7 @@ from ..exits import Exit
 
 UCRED: Final = struct.Struct("iII")
 REQUEST_BYTES_MAX: Final = 256 * 1024
-IDLE_TIMEOUT_S: Final = 60.0
+IDLE_TIMEOUT_S: Final = 10.0
 CONNECTIONS_MAX: Final = 64
 
 
@@ -47,6 +47,7 @@ class ControlServer:
         task = asyncio.current_task()
         assert task is not None
         if len(self._open) >= CONNECTIONS_MAX:
+            writer.write(control.encode(control.Refused(f"{CONNECTIONS_MAX} others are connected: try again")) + b"\n")
             writer.close()
             return
         self._open.add(task)

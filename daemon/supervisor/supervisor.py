@@ -42,6 +42,9 @@ from .rings import Rings
 from .workers import STARTING_MS_MAX, WorkerPlace
 
 FRONTEND: Final = "frontend"
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""SIGHUP comes when a terminal closes."""
+
 FRONTEND_BACKOFF_MAX_S: Final = 0.5
 """Nothing is served without a front end, and it starts in a quarter of a second: back off just enough not to spin."""
 
@@ -93,6 +96,8 @@ class Supervisor:
         self._ingest: Segment | None = None
         self._failure: InstanceFailure | None = None
         self._signals = 0
+        self._making_bytes = 0
+        """Arenas that threads are reserving the memory of now."""
         self._making: set[asyncio.Task[None]] = set()
         self._log = get_logger()
         self._control = ControlServer(self)
@@ -124,7 +129,7 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._acknowledged = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             self._loop.add_signal_handler(number, self._signalled)
         raise_descriptor_limit()
         sweep()
@@ -143,7 +148,7 @@ class Supervisor:
         await self._ended.wait()
         watch.cancel()
         self._control.close()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             self._loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)  # it has ended: one more signal must not change the exit code
         self._log.info("stopped")
@@ -274,9 +279,11 @@ class Supervisor:
                 self._loop.call_later(FRONTEND_BACKOFF_MAX_S, self._restart_frontend)
 
     def _free_old_generation(self) -> None:
-        """Workers map the last ingest arena until they are given another one: without room for both, end them."""
+        """Workers map the last ingest arena until they are given another one: without room for both, end them.
+
+        One that got no rings has nothing to serve with, and its successor asks again."""
         for place in self.places.values():
-            if place.child is not None and place.rings is not None:
+            if place.child is not None and place.state in (State.LOADING, State.READY):
                 place.child.kill()
 
     def _make_ingest(self) -> Segment:
@@ -325,8 +332,12 @@ class Supervisor:
             self._to_frontend(m.ArenaRefused(wanted.ticket, error.code, error.data()))
             return
         try:
-            check_room(wanted.nbytes)
-            fd = await asyncio.to_thread(create_arena, wanted.nbytes)
+            check_room(self._making_bytes + wanted.nbytes)
+            self._making_bytes += wanted.nbytes
+            try:
+                fd = await asyncio.to_thread(create_arena, wanted.nbytes)
+            finally:
+                self._making_bytes -= wanted.nbytes
         except NoMemory as error:
             self.arenas.break_promise(wanted.nbytes)
             self._to_frontend(m.ArenaRefused(wanted.ticket, error.code, error.data()))
@@ -476,8 +487,9 @@ class Supervisor:
         while True:
             await asyncio.sleep(WATCH_S)
             limit_ms = float(self.knobs.general("hang_timeout_s")) * 1000
+            load_limit_ms = float(self.knobs.general("load_timeout_s")) * 1000
             for place in self.places.values():
-                reason = place.hung(limit_ms)
+                reason = place.hung(limit_ms, load_limit_ms)
                 if reason and place.child is not None:
                     self._log.error("worker hangs", device=place.device, reason=reason)
                     place.child.kill()

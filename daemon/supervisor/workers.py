@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -18,6 +18,9 @@ from .rings import Rings
 
 STARTING_MS_MAX: Final = 60_000
 """A process that imports cannot beat; torch takes a second, on a busy host or a cold disk many."""
+
+LOAD_DEATHS_MAX: Final = 3
+"""Processes that may die while they load a model before its place gives the model up."""
 
 
 class Host(Protocol):
@@ -58,7 +61,12 @@ class WorkerPlace:
         self._host = host
         self._backoff = Backoff()
         self._pending: deque[m.LoadModel] = deque()
-        self._loading: int | None = None
+        self._loading: m.LoadModel | None = None
+        self._overdue = False
+        """The process was found hung in loading `_loading`."""
+        self._load_deaths: Counter[int] = Counter()
+        self._given_up: dict[int, str] = {}
+        """Models that this place loads no more, since they ended or hung its processes, and why."""
         self._log = get_logger().bind(device=device)
         self.lifecycle = Lifecycle(self._moved)
 
@@ -90,10 +98,10 @@ class WorkerPlace:
         assert self.child is not None
         lived_s = self.child.lived_s
         self.child = None
+        culprit, self._loading = self._loading, None
         self.loaded.clear()
-        self.broken.clear()
+        self.broken = dict(self._given_up)
         self._pending.clear()
-        self._loading = None
         if self.rings is not None:
             self.rings.close()
             self.rings = None
@@ -106,6 +114,23 @@ class WorkerPlace:
         self._log.warning("worker ended", how=how, lived_s=round(lived_s, 1), again_in_s=round(delay_s, 2))
         self._host.worker_ended(self)
         self._host.call_later(delay_s, self)
+        if culprit is not None:
+            self._blame(culprit, how)
+
+    def _blame(self, order: m.LoadModel, how: str) -> None:
+        """The process ended while it loaded this model. One that always does so must not take the device with it."""
+        self._load_deaths[order.index] += 1
+        overdue, self._overdue = self._overdue, False
+        if overdue:
+            reason = "it did not load within load_timeout_s: mend it, or allow more"
+        elif self._load_deaths[order.index] >= LOAD_DEATHS_MAX:
+            reason = f"its loading ended the worker {LOAD_DEATHS_MAX} times ({how}): mend its code"
+        else:
+            return
+        reason = f"model {order.name}:{order.version} on {self.device}: {reason}"
+        self._given_up[order.index] = self.broken[order.index] = reason
+        self._log.error("model given up", reason=reason)
+        self._host.model_broken(self, order.index, reason)
 
     def stop(self) -> None:
         """Finish the batch and end; a process that still imports has nothing to finish."""
@@ -117,15 +142,16 @@ class WorkerPlace:
             if starting:
                 self.child.kill()
 
-    def hung(self, limit_ms: float) -> str | None:
+    def hung(self, limit_ms: float, load_limit_ms: float) -> str | None:
         """Why the process counts as hung; None if it does not."""
         if self.state is State.STARTING:
             limit_ms = max(limit_ms, STARTING_MS_MAX)
         if self.child is None or self.child.lived_s * 1000 < limit_ms:
             return None
         pulse = self.page.pulse()
-        if pulse.activity is Activity.LOADING:
-            return None
+        if pulse.activity is Activity.LOADING and self._loading is not None:
+            self._overdue = pulse.activity_ms > load_limit_ms
+            return f"loading {self._loading.name} for {pulse.activity_ms / 1000:.0f} s" if self._overdue else None
         if pulse.silent_ms > limit_ms:
             return f"silent for {pulse.silent_ms / 1000:.1f} s while {pulse.activity.name.lower()}"
         return None
@@ -148,6 +174,8 @@ class WorkerPlace:
 
     def load(self, order: m.LoadModel) -> None:
         """Load a model when those asked for before are loaded: in between, the worker serves."""
+        if order.index in self._given_up:
+            return
         self._pending.append(order)
         if self.state is State.READY:
             self.lifecycle.on(Event.LOADING_MORE)
@@ -158,9 +186,8 @@ class WorkerPlace:
         if self._loading is not None:
             return
         if self._pending:
-            order = self._pending.popleft()
-            self._loading = order.index
-            self.child.send(order)
+            self._loading = self._pending.popleft()
+            self.child.send(self._loading)
         elif self.state is State.LOADING:
             self.lifecycle.on(Event.LOADED)
 

@@ -52,6 +52,9 @@ IN_FLIGHT_MAX: Final = 2
 BEAT_S: Final = 0.25
 """An idle worker wakes this often to beat: well within the least `hang_timeout_s`, one second."""
 
+CHANNEL_FDS: Final = 5
+"""Descriptors of OpenChannel."""
+
 ARENA_WAIT_S: Final = 2.0
 """The supervisor sends an arena to the workers before its client hears of it; a descriptor can still overtake
 that message when the supervisor's socket to this worker was full."""
@@ -251,8 +254,9 @@ class Worker:
                 case OpenChannel():
                     self._open_channel(message, fds)
                 case MapArena(arena, nbytes):
-                    self._memory.map_client(arena, fds[0], nbytes)
-                    os.close(fds[0])
+                    for fd in fds:  # none when our table is full: requests in that arena fail then
+                        self._memory.map_client(arena, fd, nbytes)
+                        os.close(fd)
                 case UnmapArena(arena):
                     self._memory.unmap(arena)
                 case KnobValues():
@@ -291,6 +295,9 @@ class Worker:
         if self._channel is not None:
             self._poller.unregister(self._channel.bell)
             self._channel.close()
+        if len(fds) != CHANNEL_FDS:
+            self._running = False  # descriptors got lost on the way, as our table is full: a successor has room
+            return
         *ring_fds, ingest_fd = fds
         self._channel = Channel(message.generation, ring_fds)
         self._poller.register(self._channel.bell, select.POLLIN)
