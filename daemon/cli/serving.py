@@ -142,8 +142,9 @@ class Guide(threading.Thread):
                     return
         try:
             self._show()
-        except OSError as error:
-            self.failure = Failure(f"the demonstration cannot be shown: {error.strerror or error}")
+        except (OSError, SystemExit) as error:  # rich makes an exit of a broken pipe
+            reason = error.strerror if isinstance(error, OSError) else "Broken pipe"
+            self.failure = Failure(f"the demonstration cannot be shown: {reason}")
             self._supervisor.stop_soon()
         except (TensordError, Failure) as error:
             if not self._supervisor.draining:

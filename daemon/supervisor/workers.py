@@ -144,10 +144,10 @@ class WorkerPlace:
 
     def hung(self, limit_ms: float, load_limit_ms: float) -> str | None:
         """Why the process counts as hung; None if it does not."""
+        if self.child is None:
+            return None
         if self.state is State.STARTING:
             limit_ms = max(limit_ms, STARTING_MS_MAX)
-        if self.child is None or self.child.lived_s * 1000 < limit_ms:
-            return None
         pulse = self.page.pulse()
         if pulse.activity is Activity.LOADING and self._loading is not None:
             self._overdue = pulse.activity_ms > load_limit_ms

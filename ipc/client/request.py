@@ -149,7 +149,7 @@ def fits_inline(plan: RowPlan, inline_bytes_max: int) -> bool:
 
 def deadline_after(timeout: float) -> int:
     """CLOCK_MONOTONIC in nanoseconds, `timeout` seconds from now. Raises BadRequest."""
-    if not 0 < timeout <= TIMEOUT_S_MAX:
+    if not isinstance(timeout, int | float) or not 0 < timeout <= TIMEOUT_S_MAX:
         raise BadRequest("timeout", repr(timeout), f"use seconds, more than 0 and at most {TIMEOUT_S_MAX:.0f}")
     return time.monotonic_ns() + int(timeout * 1e9)
 

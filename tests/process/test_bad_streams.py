@@ -1,5 +1,6 @@
 """Connections that break the stream, stall, flood, hang up or do not read: they suffer, and nobody else does."""
 
+import contextlib
 import fcntl
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from itertools import count
@@ -164,6 +166,29 @@ def test_silence_in_the_middle_of_a_frame_ends_the_connection(unharmed: "Daemon"
         for client in stalled:
             assert_ended(client, reason="half a frame, then silence")
         assert_in_step(idle)
+
+
+def drip(client: "RawClient") -> None:
+    """A byte ten times a second, until nobody takes it."""
+    with contextlib.suppress(OSError):
+        for _ in range(600):
+            client.send(b"x")
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_frame_that_never_ends_is_a_stall_however_steadily_it_comes(
+    unharmed: "Daemon", connect: "Connect", half: str
+) -> None:
+    client = connect()
+    whole = HALVES[half](client)
+    with unharmed.knobs(stall_timeout_s=1):
+        client.send(whole[:-20])
+        sender = threading.Thread(target=drip, args=(client,))
+        sender.start()
+        assert_ended(client, reason="half a frame, then silence")
+        client.close()
+        sender.join()
 
 
 @pytest.mark.parametrize("half", HALVES)

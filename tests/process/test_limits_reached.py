@@ -168,6 +168,40 @@ def test_ingest_full_is_refused_until_there_is_room_again(
         assert client.call("large", image(3))[0].tobytes() == image(3).tobytes()
 
 
+def test_promised_payloads_leave_half_of_the_arena_to_whole_requests(
+    own_daemon: "StartDaemon", start_bystander: "StartBystander", connect: "Connect"
+) -> None:
+    daemon = own_daemon('ingest_bytes = "1MiB"')
+    start_bystander(daemon)
+    payload_bytes = image(3).nbytes
+    promising = [connect(daemon) for _ in range(4)]
+    for client in promising:
+        client.send(client.request("large", image(3), request_id=5)[: -payload_bytes + 16])
+    for client in promising[2:]:  # two promises are less than half a MiB
+        answer = client.receive()
+        assert (answer.request_id, type(answer.error())) == (5, IngestFull)
+    whole = connect(daemon)
+    assert whole.call("echo", X)[0].tobytes() == X.tobytes()
+    for client in promising:
+        client.send(image(3).tobytes()[16:])
+    for client in promising[:2]:
+        assert client.receive().payload == image(3).tobytes()
+    for client in promising:
+        assert_in_step(client)
+
+
+def test_deadline_does_not_wait_for_the_rest_of_a_payload(unharmed: "Daemon", connect: "Connect") -> None:
+    client = connect()
+    whole = client.request("large", image(3), request_id=5, deadline_ns=time.monotonic_ns() + 50_000_000)
+    client.send(whole[:-1])
+    answer = client.receive()
+    error = answer.error()
+    assert (answer.request_id, type(error)) == (5, DeadlineExceeded)
+    assert error.data()["stage"] == "arrival"
+    client.send(whole[-1:])
+    assert_in_step(client)
+
+
 # ── connections and arenas ──────────────────────────────────────────────────────────────────────
 
 

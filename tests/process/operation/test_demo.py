@@ -1,7 +1,10 @@
 """`tensord demo`: a dozen digits are read, it serves until Ctrl-C, and nothing of it stays."""
 
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,3 +76,32 @@ def test_ctrl_c_while_it_starts_ends_it_quietly(site: "Site") -> None:
     assert instance.wait_end() == Exit.OK
     assert instance.log.read_text() == ""
     assert instance.sockets() == []
+
+
+def test_demonstration_that_nobody_reads_ends(site: "Site") -> None:
+    """As `tensord demo --once | head -1` has it: the reader goes, and the pipe is broken."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    errors = site.runtime_dir / "errors"
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(site.runtime_dir)}
+    with errors.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tensord", "demo", "--once"], stdout=writer, stderr=stderr, env=environment
+        )
+    os.close(writer)
+    try:
+        assert process.wait(60) == Exit.FAILED
+    finally:
+        process.kill()
+        process.wait()
+    assert errors.read_text().splitlines()[-1] == "tensord: the demonstration cannot be shown: Broken pipe"
+    errors.unlink()
+    assert not list(site.runtime_dir.iterdir())
+
+
+def test_hang_up_of_the_terminal_stops_it_cleanly(site: "Site") -> None:
+    instance = start(site)
+    wait_shown(instance)
+    instance.signal(signal.SIGHUP)
+    assert instance.wait_end() == Exit.OK
+    assert not list(site.runtime_dir.iterdir())

@@ -282,9 +282,24 @@ def test_broken_model_that_is_not_required_leaves_the_daemon_degraded(site: "Sit
             client.infer("digits", np.zeros((1, 1, 8, 8), np.float32))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_directory_of_somebody_else_is_refused(site: "Site") -> None:
+def test_model_that_hangs_in_loading_is_given_up_and_the_others_serve(site: "Site") -> None:
+    hanging = site.models.add("a_hanging", top="required = false")
+    (hanging / "model.py").write_text("import time\n\ndef build():\n    time.sleep(600)\n")
     site.models.add("echo")
-    site.write_config()
-    os.chown(site.runtime_dir, 12345, 12345)
-    refused(site, Exit.CONFIG, f"runtime_dir {site.runtime_dir}", "chown it to yourself")
+    site.write_config("load_timeout_s = 1")
+    instance = site.serve()
+    now = instance.wait_status(lambda now: now.state == "degraded" and bool(now.models[1].ready_on))
+    assert now.reasons == [
+        "model a_hanging:1 has no replica ready: model a_hanging:1 on cpu:0: it did not load within "
+        "load_timeout_s: mend it, or allow more"
+    ]
+    with Client(instance.socket) as client:
+        np.testing.assert_array_equal(client.infer("echo", X), X)
+    assert instance.status().workers[0].restarts == 1
+
+
+def test_required_model_whose_loading_kills_its_worker_ends_the_start(site: "Site") -> None:
+    deadly = site.models.add("deadly")
+    (deadly / "model.py").write_text("import os\n\ndef build():\n    os._exit(3)\n")
+    site.write_config("backoff_max_s = 1")
+    refused(site, Exit.MODELS, "model deadly:1 on cpu:0", "its loading ended the worker 3 times (exit code 3)")
