@@ -153,14 +153,9 @@ def test_wrong_shape_is_refused_with_a_sentence_and_the_connection_goes_on(progr
 
 
 def test_program_is_clean_under_sanitizers(socket: Path, tmp_path: Path) -> None:
-    probe = tmp_path / "probe"
-    (tmp_path / "probe.c").write_text("int main(void) { return 0; }\n")
-    command = ["cc", *SANITIZERS, str(tmp_path / "probe.c"), "-o", str(probe)]
-    if shutil.which("cc") and subprocess.run(command, capture_output=True, timeout=WATCHDOG_S).returncode != 0:
-        pytest.skip("this C compiler has no sanitizers")
     target = tmp_path / "digits"
     compiled = compile_c(target, *SANITIZERS)
-    assert (compiled.returncode, compiled.stderr) == (0, "")
+    assert (compiled.returncode, compiled.stderr) == (0, ""), "the sanitizers come with Debian's package gcc"
     assert classify(target, socket).matched == "100 of 100 answers matched"
 
 

@@ -164,8 +164,8 @@ def test_a_device_is_opened_by_its_name() -> None:
     assert (opened.name, opened.torch_device) == ("cpu:3", torch.device("cpu"))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_unusable() -> None:
+def test_a_gpu_that_is_not_there_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(
         DeviceUnusable, match="'cuda:0': torch finds no usable CUDA device; check the driver, or use cpu:0"
     ):
