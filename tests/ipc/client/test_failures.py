@@ -270,13 +270,17 @@ def test_a_connection_lost_while_idle_is_not_noticed_by_the_user(client: Client,
 
 
 def test_what_was_answered_before_the_end_is_read(client: Client, daemon: FakeDaemon) -> None:
+    dropped = threading.Semaphore(0)
+
     def answer_and_drop(infer: Infer) -> None:
         infer.answer()
         infer.drop()
+        dropped.release()
 
     daemon.on_infer = answer_and_drop
     for _ in range(3):
         assert client.infer("once", X).tolist() == DOUBLED
+        assert dropped.acquire(timeout=30)  # a request that is sent before may have run, and is lost for good
     assert client.statistics().errors == 0
 
 
