@@ -178,9 +178,16 @@ def test_a_timeout_of_asyncio_cancels_too(run: Run, daemon: FakeDaemon) -> None:
 
     async def main() -> None:
         async with AsyncClient(daemon.path) as client:
+
+            async def expire(timeout: asyncio.Timeout) -> None:
+                await seen(daemon, FrameType.INFER)
+                timeout.reschedule(asyncio.get_running_loop().time())
+
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05):
+                async with asyncio.timeout(None) as timeout:
+                    expiring = asyncio.create_task(expire(timeout))
                     await client.infer("double", X)
+            await expiring
             await seen(daemon, FrameType.CANCEL)
 
     run(main())
