@@ -183,11 +183,14 @@ def test_a_timeout_of_asyncio_cancels_too(run: Run, daemon: FakeDaemon) -> None:
                 await seen(daemon, FrameType.INFER)
                 timeout.reschedule(asyncio.get_running_loop().time())
 
-            with pytest.raises(TimeoutError):
+            async def infer() -> None:
                 async with asyncio.timeout(None) as timeout:
                     expiring = asyncio.create_task(expire(timeout))
                     await client.infer("double", X)
-            await expiring
+                await expiring
+
+            with pytest.raises(TimeoutError):
+                await infer()
             await seen(daemon, FrameType.CANCEL)
 
     run(main())
