@@ -6,6 +6,7 @@ what must not remain: processes, sockets, shared memory, tracebacks in the log.
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 import shutil
@@ -40,6 +41,9 @@ from tensord.ipc.wire import (
 )
 
 Array = npt.NDArray[Any]
+
+PR_SET_PDEATHSIG: Final = 1
+_libc: Final = ctypes.CDLL(None)
 
 WATCHDOG_S: Final = 30.0
 """Longest wait for something that must happen; a limit against hanging, not a measurement."""
@@ -117,6 +121,11 @@ class Models:
 # ── instances ───────────────────────────────────────────────────────────────────────────────────
 
 
+def _end_with_the_test_run() -> None:
+    """In the new process: a test run that is killed leaves no daemon behind."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Instance:
     """One run of `tensord`, from its start to what is left behind it."""
 
@@ -134,6 +143,7 @@ class Instance:
                 cwd=directory,
                 env={**os.environ, "COLUMNS": "80"} | environment,
                 start_new_session=True,
+                preexec_fn=_end_with_the_test_run,
             )
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────
