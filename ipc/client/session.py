@@ -29,8 +29,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..errors import BadFrame, ConnectionLost, ShuttingDown, TensordError, UnsupportedVersion
-from ..limits import PROTOCOL_VERSION
+from ..errors import BadFrame, BadRequest, ConnectionLost, ShuttingDown, TensordError, UnsupportedVersion
+from ..limits import NAME_BYTES_MAX, PROTOCOL_VERSION
 from ..wire import (
     RESULT,
     Flags,
@@ -115,7 +115,13 @@ class ClientSession:
         return call, Hello(PROTOCOL_VERSION, PROTOCOL_VERSION, tenant).encode(call.request_id)
 
     def open(self, name: str) -> tuple[Call, bytes]:
-        """OPEN; its value is (handle, ModelSpec)."""
+        """OPEN; its value is (handle, ModelSpec). Raises BadRequest for a name that no model can have.
+
+        Such a name may not even fit into a frame, and a bad frame ends the connection for all of its users.
+        """
+        name_bytes = len(name.encode(errors="replace"))
+        if name_bytes > NAME_BYTES_MAX:
+            raise BadRequest("model", f"a name of {name_bytes} bytes", f"a name has at most {NAME_BYTES_MAX}")
         call = self.register(FrameType.OPENED)
         return call, encode_open(call.request_id, name)
 

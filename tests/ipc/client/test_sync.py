@@ -362,3 +362,10 @@ def test_a_forked_child_connects_on_its_own(client: Client, daemon: FakeDaemon) 
 def test_importing_the_client_does_not_import_torch() -> None:
     code = "import sys, tensord; tensord.Client; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_name_that_no_model_can_have_does_not_reach_the_daemon(client: Client, daemon: FakeDaemon) -> None:
+    with pytest.raises(BadRequest, match="a name of 5000 bytes"):
+        client.model("x" * 5000)
+    assert client.ping() > 0
+    assert daemon.seen(FrameType.OPEN) == []
