@@ -106,6 +106,22 @@ class ModelStatus(msgspec.Struct, frozen=True):
     required: bool
     counters: dict[str, int]
     phases: dict[str, PhaseTimes]
+    memory_bytes: dict[str, int] = {}
+    """Device to what its worker held more when it had loaded and warmed this model: device memory, or resident."""
+
+
+class DeviceMemory(msgspec.Struct, frozen=True):
+    """Memory of a GPU."""
+
+    allocated_bytes: int
+    """What tensors of this worker hold."""
+    free_bytes: int
+    """Of the whole GPU, whoever uses the rest."""
+    total_bytes: int
+    pinned_bytes: int
+    """Shared memory that the GPU copies from and to by itself."""
+    unpinned_bytes: int
+    """Shared memory that could not be registered: the worker waits for each copy."""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -120,6 +136,10 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     restarts: int
     memory_bytes: int
     models_loaded: int
+    device_memory: DeviceMemory | None = None
+    """None where the device has no memory of its own."""
+    notes: list[str] = []
+    """What the operator should know of it."""
 
 
 class FrontendStatus(msgspec.Struct, frozen=True):

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import msgspec
 
+from tensord.ipc.tensors import Dimension, DType, TensorSpec
+
 FDS_MAX: Final = 8
 PACKET_BYTES_MAX: Final = 320 * 1024
 """A model whose specification fills a client's frame (META_BYTES_MAX) fits. The default socket buffer of 208 KiB is
@@ -27,12 +29,25 @@ class Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
-    """A TensorSpec as message."""
+    """A TensorSpec as message. A free dimension is (name, max, from_data)."""
 
     name: str
     dtype: int
-    shape: tuple[int, ...]
-    labels: tuple[str, ...]
+    shape: tuple[int | tuple[str, int, bool], ...]
+    labels: tuple[str, ...] = ()
+    optional: bool = False
+
+    @classmethod
+    def of(cls, spec: TensorSpec) -> "TensorInfo":
+        """The message of a specification."""
+        shape = tuple((d.name, d.max, d.from_data) if isinstance(d, Dimension) else d for d in spec.shape)
+        return cls(spec.name, spec.dtype, shape, spec.labels, spec.optional)
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The specification again."""
+        shape = tuple(Dimension(*each) if isinstance(each, tuple) else each for each in self.shape)
+        return TensorSpec(self.name, DType(self.dtype), shape, self.labels, self.optional)
 
 
 class ModelServed(Message, frozen=True, tag=True, array_like=True):
@@ -45,6 +60,10 @@ class ModelServed(Message, frozen=True, tag=True, array_like=True):
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     idempotent: bool
+    buckets: dict[str, tuple[int, ...]] = {}
+    """Free dimensions of the inputs whose size is padded to the next of these; the others are not padded."""
+    counts: dict[str, int] = {}
+    """Dimensions that come from the data: index of the output that counts the real entries of each row."""
 
 
 class KnobValues(Message, frozen=True, tag=True, array_like=True):
@@ -224,6 +243,8 @@ class ModelLoaded(Message, frozen=True, tag=True, array_like=True):
 
     index: int
     load_ms: float
+    memory_bytes: int = 0
+    """What the worker holds more than before."""
 
 
 class ModelBroken(Message, frozen=True, tag=True, array_like=True):
@@ -231,6 +252,13 @@ class ModelBroken(Message, frozen=True, tag=True, array_like=True):
 
     index: int
     reason: str
+
+
+class WorkerNoted(Message, frozen=True, tag=True, array_like=True):
+    """What an operator should know of this worker; instead of what it said of the subject before. Empty: it is over."""
+
+    subject: str
+    sentence: str
 
 
 class ChannelOpened(Message, frozen=True, tag=True, array_like=True):
@@ -272,6 +300,7 @@ AnyMessage = (
     | WorkerStarted
     | ModelLoaded
     | ModelBroken
+    | WorkerNoted
     | ChannelOpened
     | DeviceBroken
 )

@@ -15,6 +15,10 @@ TENSOR_DIMENSIONS_MAX: Final = 8
 TENSORS_MAX: Final = 16
 """Inputs, and outputs, of one model. More is refused when the model's manifest is read."""
 
+DATA_DIMENSIONS_MAX: Final = 4
+"""Free dimensions of one model whose size comes from the data: each is a word per request in a batch's answer.
+More is refused when the manifest is read."""
+
 NAME_BYTES_MAX: Final = 128
 """UTF-8 bytes of a model, tensor, label or tenant name. Longer is a BadRequest, or a ManifestError."""
 
@@ -73,12 +77,13 @@ HELLO_TIMEOUT_S: Final = 10.0
 BATCH_REQUESTS_MAX: Final = 1_024
 """Requests in one batch: bounds a batch's descriptor to 1,024 runs per tensor; a batch closes there as full."""
 
-RING_BYTES: Final = 2 * 1024 * 1024
+RING_BYTES: Final = 4 * 1024 * 1024
 """Bytes of a work ring: three descriptors of the largest kind, thousands of the usual kind. A descriptor that
 finds no room waits in the front end until the worker has answered."""
 
-DONE_RING_BYTES: Final = 64 * 1024
-"""Bytes of a done ring: an answer takes at most 33 cells, and at most 8 batches are unanswered per worker."""
+DONE_RING_BYTES: Final = 256 * 1024
+"""Bytes of a done ring: an answer takes at most 257 cells (a size per request and dimension that comes from the
+data), and at most 8 batches are unanswered per worker."""
 
 ERROR_BYTES_MAX: Final = 2_048
 """Bytes of a model's error on its way from the worker; longer reasons are cut."""

@@ -47,6 +47,11 @@ class Word(IntEnum):
     BAD_FRAMES = 14  # connections ended because their stream was out of step
     RING_FREE_CELLS = 15
     MEMORY_BYTES = 16  # worker: resident memory, or device memory where there is a device
+    PINNED_BYTES = 17  # worker of a GPU: arenas that the GPU copies from and to by itself
+    UNPINNED_BYTES = 18  # worker of a GPU: arenas that it could not register
+    DEVICE_ALLOCATED_BYTES = 19  # worker of a GPU: what tensors hold of its memory
+    DEVICE_FREE_BYTES = 20  # worker of a GPU: of the whole GPU, whoever uses the rest
+    DEVICE_TOTAL_BYTES = 21  # worker of a GPU; 0 tells a worker that has none
 
 
 WORDS: Final = 64
@@ -77,6 +82,11 @@ class Counter(IntEnum):
     GATHERED_BYTES = 19  # input bytes that a worker had to copy together
     VIEWED_BYTES = 20  # input bytes that a worker read in place
     COMPUTE_NS = 21  # device time
+    PADDED_BYTES = 22  # input bytes that are padding: what buckets waste
+    WRITTEN_BYTES = 23  # output bytes that a worker copied from the model's tensors into slots
+    REPLIED_BYTES = 24  # output bytes that the front end copied from slots to the socket
+    GRAPHS_CAPTURED = 25  # CUDA graphs: one per worker and form of a batch
+    GRAPH_REPLAYS = 26  # batches that ran as one of them
 
 
 COUNTERS: Final = 32
@@ -101,6 +111,11 @@ class Phase(IntEnum):
 
 PHASES: Final = 16
 MODEL_WORDS: Final = COUNTERS + PHASES * BUCKETS
+
+
+_REQUESTS: Final = int(Counter.REQUESTS)
+_ROWS: Final = int(Counter.ROWS)
+_RECEIVE: Final = COUNTERS + Phase.RECEIVE * BUCKETS
 
 
 def bucket_of(duration_ns: int) -> int:
@@ -153,6 +168,14 @@ class Block:
     def observe(self, model: int, phase: Phase, duration_ns: int, times: int = 1) -> None:
         """Add a duration to a histogram, `times` times."""
         self.words[WORDS + model * MODEL_WORDS + COUNTERS + phase * BUCKETS + bucket_of(duration_ns)] += times
+
+    def arrived(self, model: int, rows: int, receive_ns: int) -> None:
+        """Count a request of so many rows: what `count` and `observe` would do, for the busiest place, in one go."""
+        words = self.words
+        start = WORDS + model * MODEL_WORDS
+        words[start + _REQUESTS] += 1
+        words[start + _ROWS] += rows
+        words[start + _RECEIVE + bucket_of(receive_ns)] += 1
 
     def counters(self, model: int) -> list[int]:
         """All counters of a model, in the order of Counter."""

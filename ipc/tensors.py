@@ -1,10 +1,11 @@
 """Data types and tensor specifications: what a model's inputs and outputs look like."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
@@ -69,26 +70,56 @@ def dtype_of(array: "np.ndarray[Any, Any]") -> DType | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Dimension:
+    """A free dimension: its size is another one in each request, 1 to `max`. One name means one size per request."""
+
+    name: str
+    max: int
+    from_data: bool = False
+    """The model decides from the data (detections found); only outputs have it, and it may be 0."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+NO_SIZES: Final[Mapping[str, int]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One named input or output of a model.
 
-    `shape` is the shape of *one row*: a request with r rows carries a tensor of shape `(r, *shape)`.
-    `labels` name the elements of an output's last dimension (classes), and are empty otherwise.
+    `shape` is the shape of *one row*: a request with r rows carries a tensor of shape `(r, *shape)`, with the
+    request's sizes in place of free dimensions. `labels` name an output's classes: the elements of its last
+    dimension, or, where it holds integers, its values. They are empty otherwise.
     """
 
     name: str
     dtype: DType
-    shape: tuple[int, ...]
+    shape: tuple[int | Dimension, ...]
     labels: tuple[str, ...] = ()
+    optional: bool = False
+    """An input that a request may leave out: the daemon then makes it (a mask of ones)."""
     row_bytes: int = field(init=False, compare=False)
-    """Bytes of one row."""
+    """Bytes of one row; of one at the largest sizes where dimensions are free."""
+    dimensions: tuple[Dimension, ...] = field(init=False, compare=False)
+    """The free ones of its dimensions."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "row_bytes", math.prod(self.shape) * self.dtype.itemsize)
+        object.__setattr__(self, "dimensions", tuple(each for each in self.shape if isinstance(each, Dimension)))
+        object.__setattr__(self, "row_bytes", math.prod(self.row_shape()) * self.dtype.itemsize)
 
-    def batch_shape(self, rows: int) -> tuple[int, ...]:
+    def row_shape(self, sizes: Mapping[str, int] = NO_SIZES) -> tuple[int, ...]:
+        """Shape of one row; a free dimension that has no size here counts with its largest."""
+        return tuple(sizes.get(each.name, each.max) if isinstance(each, Dimension) else each for each in self.shape)
+
+    def batch_shape(self, rows: int, sizes: Mapping[str, int] = NO_SIZES) -> tuple[int, ...]:
         """Shape of a tensor of `rows` rows."""
-        return (rows, *self.shape)
+        return (rows, *self.row_shape(sizes))
+
+    def nbytes(self, rows: int, sizes: Mapping[str, int] = NO_SIZES) -> int:
+        """Bytes of a tensor of `rows` rows."""
+        return rows * (math.prod(self.row_shape(sizes)) * self.dtype.itemsize if self.dimensions else self.row_bytes)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype.label} {shape_text(('rows', *self.shape))}"
@@ -106,6 +137,11 @@ class ModelSpec:
     """Rows that one request may carry."""
     idempotent: bool
     """Whether a request may be run again, or resent by a client, when its answer was lost."""
+
+
+def free_dimensions(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -> tuple[Dimension, ...]:
+    """The free dimensions of some tensors, each once, in the order of their first appearance."""
+    return tuple(dict.fromkeys(each for spec in (*inputs, *outputs) for each in spec.dimensions))
 
 
 def shape_text(shape: Sequence[object]) -> str:

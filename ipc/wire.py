@@ -48,7 +48,7 @@ from .limits import (
     TENSOR_DIMENSIONS_MAX,
     TENSORS_MAX,
 )
-from .tensors import DType, ModelSpec, TensorSpec
+from .tensors import Dimension, DType, ModelSpec, TensorSpec
 
 MAGIC: Final = 0x7444  # "Dt" in memory
 
@@ -105,11 +105,15 @@ assert NAME.size == 2
 
 # OPENED    handle u32 │ version u32 │ rows_max u32 │ idempotent u8 │ inputs u8 │ outputs u8 │ name_bytes u8 │ name
 #           then per tensor, inputs first:
-#           dtype u8 │ ndim u8 │ name_bytes u8 │ reserved u8 │ labels u32 │ ndim × u64 │ name │ labels × (u16 │ text)
+#           dtype u8 │ ndim u8 │ name_bytes u8 │ optional u8 │ labels u32 │ ndim × u64 (0: a free dimension) │ name
+#           per free dimension: max u64 │ from_data u8 │ name_bytes u8 │ reserved u16 │ name
+#           labels × (u16 │ text)
 OPENED = struct.Struct("<IIIBBBB")
 SPEC = struct.Struct("<BBBBI")
+DIMENSION = struct.Struct("<QBBH")
 assert OPENED.size == 16
 assert SPEC.size == 8
+assert DIMENSION.size == 12
 
 # ATTACH, DETACH   arena u32 (0 in ATTACH) │ reserved u32 │ nbytes u64 (0 in DETACH)
 # ATTACHED         arena u32               │ reserved u32 │ nbytes u64
@@ -250,7 +254,7 @@ class FrameReader:
         """Start the frames that lie in the scratch buffer; keep what is left for later."""
         scratch = self._scratch
         header_bytes = HEADER.size
-        started = self._sink.frame_started
+        started, finished = self._sink.frame_started, self._sink.frame_finished
         while end - position >= header_bytes and not self._halted:
             magic, frame_type, flags, meta_bytes, request_id, payload_bytes = HEADER.unpack_from(scratch, position)
             if magic != MAGIC:
@@ -267,6 +271,11 @@ class FrameReader:
             destinations = started(frame_type, flags, request_id, scratch[meta_start:meta_end], payload_bytes)
             position = meta_end
             if payload_bytes:
+                if destinations is not None and len(destinations) == 1 and payload_bytes <= end - position:
+                    destinations[0][:] = scratch[position : position + payload_bytes]  # small: all of it is here
+                    position += payload_bytes
+                    finished()
+                    continue
                 self._remaining = payload_bytes
                 self._filled = 0
                 self._destinations = None if destinations is None else [each for each in destinations if len(each)]
@@ -373,10 +382,17 @@ def decode_open(meta: memoryview) -> str:
 
 def _encode_spec(spec: TensorSpec) -> bytes:
     name = spec.name.encode()
-    head = SPEC.pack(spec.dtype, len(spec.shape), len(name), 0, len(spec.labels))
+    head = SPEC.pack(spec.dtype, len(spec.shape), len(name), spec.optional, len(spec.labels))
+    shape = [0 if isinstance(each, Dimension) else each for each in spec.shape]
+    dimensions = b"".join(map(_encode_dimension, spec.dimensions))
     labels = [label.encode() for label in spec.labels]
     texts = b"".join(NAME.pack(len(label)) + label for label in labels)
-    return head + struct.pack(f"<{len(spec.shape)}Q", *spec.shape) + name + texts
+    return head + struct.pack(f"<{len(shape)}Q", *shape) + name + dimensions + texts
+
+
+def _encode_dimension(dimension: Dimension) -> bytes:
+    name = dimension.name.encode()
+    return DIMENSION.pack(dimension.max, dimension.from_data, len(name), 0) + name
 
 
 def encode_opened(request_id: int, handle: int, spec: ModelSpec) -> bytes:
@@ -407,20 +423,30 @@ def decode_opened(meta: memoryview) -> tuple[int, ModelSpec]:
 
 
 def _decode_spec(meta: memoryview, position: int) -> tuple[TensorSpec, int]:
-    dtype, ndim, name_bytes, _, label_count = _fixed(SPEC, meta, "OPENED", position)
+    dtype, ndim, name_bytes, optional, label_count = _fixed(SPEC, meta, "OPENED", position)
     if ndim >= TENSOR_DIMENSIONS_MAX or label_count > LABELS_MAX:
         raise _malformed("OPENED", f"a tensor of {ndim} dimensions with {label_count} labels")
     position += SPEC.size
-    shape = _unpack_shape(ndim, meta, position, "OPENED")
+    sizes = _unpack_shape(ndim, meta, position, "OPENED")
     position += 8 * ndim
     name = _text(meta, position, name_bytes, "OPENED")
     position += name_bytes
+    shape: list[int | Dimension] = list(sizes)
+    for axis, size in enumerate(sizes):
+        if not size:
+            shape[axis], position = _decode_dimension(meta, position)
     labels = []
     for _ in range(label_count):
         (label_bytes,) = _fixed(NAME, meta, "OPENED", position)
         labels.append(_text(meta, position + NAME.size, label_bytes, "OPENED", nbytes_max=META_BYTES_MAX))
         position += NAME.size + label_bytes
-    return TensorSpec(name, _dtype(dtype), shape, tuple(labels)), position
+    return TensorSpec(name, _dtype(dtype), tuple(shape), tuple(labels), bool(optional)), position
+
+
+def _decode_dimension(meta: memoryview, position: int) -> tuple[Dimension, int]:
+    largest, from_data, name_bytes, _ = _fixed(DIMENSION, meta, "OPENED", position)
+    position += DIMENSION.size
+    return Dimension(_text(meta, position, name_bytes, "OPENED"), largest, bool(from_data)), position + name_bytes
 
 
 @dataclass(frozen=True, slots=True)

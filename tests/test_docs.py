@@ -22,6 +22,7 @@ OF_THE_DAEMON = {
     "DONE_RING_BYTES",
     "ERROR_BYTES_MAX",
     "PIPELINE_DEPTH_MAX",
+    "DATA_DIMENSIONS_MAX",
     "ARENA_PAGE_BYTES",
 }
 """Limits between the daemon's own processes, or of our library: no other client meets them."""

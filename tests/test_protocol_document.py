@@ -45,6 +45,7 @@ LAYOUTS = {
     "`OPEN`": wire.NAME,
     "`OPENED`": wire.OPENED,
     "Specification of a tensor": wire.SPEC,
+    "Description of a free dimension": wire.DIMENSION,
     "`MODELS`": wire.COUNT,
     "Entry of MODELS": wire.MODEL,
     "Tensor header": wire.TENSOR,

@@ -1,4 +1,6 @@
-"""The command line: `tensord serve`, `demo`, `infer`, `models`, `status`, `get`, `set`, `check-config`, `version`."""
+"""The command line: `tensord serve`, `demo`, `infer`, `models`, `status`, `get`, `set`, `bench`,
+`check-config`, `version`.
+"""
 
 from .app import main
 

@@ -12,6 +12,8 @@ from ..control import Unreachable
 from ..exits import Exit
 from ..models.errors import ManifestError
 from ..supervisor.failures import InstanceFailure
+from .benching import EXAMPLES as BENCH_EXAMPLES
+from .benching import bench
 from .infer import EXAMPLES as INFER_EXAMPLES
 from .infer import infer
 from .inspecting import STATUS_EXAMPLES, models, status, version
@@ -32,6 +34,7 @@ app = typer.Typer(
 app.command(epilog=SERVE_EXAMPLES)(serve)
 app.command(epilog=DEMO_EXAMPLES)(demo)
 app.command(epilog=INFER_EXAMPLES)(infer)
+app.command(epilog=BENCH_EXAMPLES)(bench)
 app.command()(models)
 app.command(epilog=STATUS_EXAMPLES)(status)
 app.command("get", epilog=GET_EXAMPLES)(get_knobs)

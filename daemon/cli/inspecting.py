@@ -36,7 +36,7 @@ def fetch_status(socket: Socket) -> control.InstanceStatus:
 def models(socket: Socket = None) -> None:
     """List the served models: where they are ready, how many requests they had, and how long these took."""
     served = fetch_status(socket).models
-    rows = table("MODEL", "LABELS", "READY ON", right=("REQUESTS", "FAILED", "p50", "p99", "BATCH"))
+    rows = table("MODEL", "LABELS", "READY ON", right=("REQUESTS", "FAILED", "p50", "p99", "BATCH", "PADDED"))
     for model in served:
         rows.add_row(*_model_row(model))
     console.print(rows)
@@ -44,6 +44,7 @@ def models(socket: Socket = None) -> None:
         for device, reason in model.broken_on.items():
             console.print(f"[red]{model.name}:{model.version}[/] is not on {device}: {escape(reason)}", soft_wrap=True)
     console.print("[dim]p50, p99: from request to reply · BATCH: rows that ran together, on average[/]")
+    console.print("[dim]PADDED: share of the computed input that is padding[/]")
 
 
 def _model_row(model: control.ModelStatus) -> list[str]:
@@ -60,7 +61,13 @@ def _model_row(model: control.ModelStatus) -> list[str]:
         microseconds(times.p50_us),
         microseconds(times.p99_us),
         f"{counters['batch_rows'] / counters['batches']:.1f}" if counters["batches"] else "–",
+        _padded(counters),
     ]
+
+
+def _padded(counters: dict[str, int]) -> str:
+    padded = counters["padded_bytes"]
+    return f"{padded / (padded + counters['viewed_bytes'] + counters['gathered_bytes']):.0%}" if padded else "–"
 
 
 # ── status ──────────────────────────────────────────────────────────────────────────────────────
@@ -86,6 +93,11 @@ def status(
     for heading, text in _facts(instance):
         console.print(f"[dim]{heading:<10}[/] {escape(text)}", soft_wrap=True)
     console.print(_workers(instance.workers))
+    for worker in instance.workers:
+        if worker.device_memory is not None:
+            console.print(f"[bold]{worker.device}[/]: {_memory(worker.device_memory)}", soft_wrap=True)
+        for note in worker.notes:
+            console.print(f"[yellow]{worker.device}[/]: {escape(note)}", soft_wrap=True)
 
 
 def _facts(instance: control.InstanceStatus) -> list[tuple[str, str]]:
@@ -122,6 +134,15 @@ def _workers(workers: Sequence[control.WorkerStatus]) -> Table:
             str(worker.models_loaded),
         )
     return rows
+
+
+def _memory(memory: control.DeviceMemory) -> str:
+    unpinned = f", {nbytes(memory.unpinned_bytes)} not" if memory.unpinned_bytes else ""
+    return (
+        f"{nbytes(memory.allocated_bytes)} in tensors, "
+        f"{nbytes(memory.free_bytes)} of {nbytes(memory.total_bytes)} free; "
+        f"{nbytes(memory.pinned_bytes)} of shared memory pinned{unpinned}"
+    )
 
 
 def _ranges(numbers: Sequence[int]) -> str:

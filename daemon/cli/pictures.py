@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tensord.ipc.tensors import DType, TensorSpec
+from tensord.ipc.tensors import Dimension, DType, TensorSpec, shape_text
 
 from .output import Failure
 
@@ -29,12 +29,22 @@ def read_image(path: Path, spec: TensorSpec) -> "np.ndarray[Any, Any]":
         raise Failure(f"{path} cannot be read as an image: {reason}") from error
     if colours == 3 and shape[0] == 3:
         levels = levels.transpose(2, 0, 1)
-    if levels.size != np.prod(shape):
-        raise Failure(f"{path} becomes {levels.shape}, and a row of input {spec.name!r} is {shape}: resize it first")
-    row = levels.reshape((1, *shape))
+    row_shape = _row_shape(levels.shape, spec)
+    if levels.size != np.prod(row_shape):
+        wanted = f"a row of input {spec.name!r} is {shape_text(shape)}"
+        raise Failure(f"{path} becomes {levels.shape}, and {wanted}: resize it first")
+    row = levels.reshape((1, *row_shape))
     if spec.dtype is DType.UINT8:
         return row
     return (row.astype(np.float32) / 255).astype(spec.dtype.numpy)
+
+
+def _row_shape(image: tuple[int, ...], spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of a row; free dimensions have the image's sizes, counted from the end: (1, height, width)."""
+    own = (1, *image)[-len(spec.shape) :] if spec.dimensions else ()
+    return spec.row_shape(
+        {each.name: size for each, size in zip(spec.shape, own, strict=False) if isinstance(each, Dimension)}
+    )
 
 
 def picture(image: "np.ndarray[Any, Any]") -> list[str]:

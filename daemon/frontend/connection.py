@@ -6,18 +6,15 @@ many bytes in flight, and closed when half a frame or an unread reply stands sti
 """
 
 import asyncio
-import os
 import socket
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Protocol, cast
 
-from tensord.ipc.allocator import RangeSet
 from tensord.ipc.errors import (
-    ArenaQuotaExceeded,
     BadFrame,
     BadRequest,
     DeadlineExceeded,
@@ -26,18 +23,14 @@ from tensord.ipc.errors import (
     InternalError,
     PayloadTooLarge,
     ShuttingDown,
-    SlotInUse,
     TensordError,
-    TooManyArenas,
     TooManyInFlight,
     TooManyRows,
-    UnknownArena,
     UnknownFrame,
     UnknownHandle,
     UnsupportedVersion,
 )
 from tensord.ipc.limits import (
-    ARENAS_PER_CONNECTION_MAX,
     PRIORITY_CLASSES,
     PROTOCOL_VERSION,
     REQUEST_META_BYTES_MAX,
@@ -51,23 +44,24 @@ from tensord.ipc.wire import (
     FrameType,
     Hello,
     Welcome,
-    decode_arena,
     decode_open,
-    encode_arena,
     encode_error,
     encode_models,
     encode_opened,
     frame,
 )
 
+from .client_arenas import ClientArena, ClientArenas
 from .forms import Form
-from .ingest import Ingest, Lease
+from .ingest import RAGGED_SLAB, Ingest, Lease
 from .models import Model, Models
 from .requests import InferRequest
 
 UCRED: Final = struct.Struct("iII")
 
 TRACE: Final = int(Flags.TRACE)
+INFER_FRAME: Final = int(FrameType.INFER)
+"""Plain integers: an enumeration's member costs a look-up and a slower comparison for every frame."""
 
 WRITE_BUFFER_HIGH_BYTES: Final = 1024 * 1024
 """Bytes of replies that wait for a client before it is no longer read."""
@@ -87,17 +81,6 @@ class Pause(IntEnum):
     BUDGET = 1  # it has had its share of this turn
     UNREAD = 2  # it does not take its replies
     IN_FLIGHT = 4  # it has too many bytes in flight
-
-
-@dataclass(eq=False, slots=True)
-class ClientArena:
-    """An arena of one connection. It goes back when the client is through with it and no lease is left."""
-
-    arena: int
-    nbytes: int
-    ranges: RangeSet = field(default_factory=RangeSet)
-    """Ranges of requests in flight."""
-    detached: bool = False
 
 
 @dataclass(slots=True)
@@ -124,6 +107,8 @@ class Host(Protocol):
     draining: bool
     arriving_bytes: int
     """Inline payloads that are being received, over all connections."""
+    watched: set["Connection"]
+    """Those that wait for their clients to go on: whoever stands still too long is found here."""
 
     def connection_opened(self, connection: "Connection") -> TensordError | None: ...
     def connection_closed(self, connection: "Connection") -> None: ...
@@ -152,8 +137,7 @@ class Connection(asyncio.BufferedProtocol):
         self._unread_bytes = 0
         self.in_flight: dict[int, InferRequest] = {}
         self.in_flight_bytes = 0
-        self.arenas: dict[int, ClientArena] = {}
-        self.arenas_wanted = 0
+        self.arenas = ClientArenas(self, host.return_arena)
         self.progress_ns = time.monotonic_ns()
         """Last time that the stream went on, in whichever direction it should."""
         self._handles: dict[int, Model] = {}
@@ -174,6 +158,7 @@ class Connection(asyncio.BufferedProtocol):
         self.tenant = str(self.uid)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES)
+        self.host.watched.add(self)
         refusal = self.host.connection_opened(self)
         if refusal is not None:
             self.send_error(0, refusal)
@@ -181,11 +166,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self.closed = True
+        self.host.watched.discard(self)
         self._drop_arriving()
         self.host.connection_closed(self)
-        for arena in self.arenas.values():
-            self._detach(arena)
-        self.arenas.clear()
+        self.arenas.detach_all()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.reader.get_buffer(sizehint)
@@ -199,6 +183,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.reader.mid_frame and self._frames != self._frames_seen:  # one frame, however slowly fed, is one wait
             self._frames_seen = self._frames
             self.progress_ns = time.monotonic_ns()
+            self.host.watched.add(self)
         self._turn_bytes += nbytes
         if self._turn_bytes > self.host.limits.read_budget_bytes:
             self._end_turn()
@@ -206,10 +191,15 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The client is gone, unless it said CLOSE and waits for answers."""
         self._client_ended = True
-        return self._said_close and bool(self.in_flight)
+        if self._said_close and (self.in_flight or self.arenas.wanted):
+            return True
+        self.progress_ns = time.monotonic_ns()  # the transport closes when what is written has been taken
+        self.host.watched.add(self)
+        return False
 
     def pause_writing(self) -> None:
         self.progress_ns = time.monotonic_ns()
+        self.host.watched.add(self)
         self.pause(Pause.UNREAD)
 
     def resume_writing(self) -> None:
@@ -255,26 +245,30 @@ class Connection(asyncio.BufferedProtocol):
         self._read_on()
 
     def check_stall(self, now_ns: int, hello_timeout_ns: int) -> None:
-        """End the connection if it stands still where it should go on."""
+        """End the connection if it stands still where it should go on; leave the watched if there is no such place."""
         self._expire_arriving(now_ns)
         unread_bytes = self.transport.get_write_buffer_size()
-        if unread_bytes < self._unread_bytes:
+        if unread_bytes < self._unread_bytes or (unread_bytes and not self._unread_bytes):
             self.progress_ns = now_ns
         self._unread_bytes = unread_bytes
         still_ns = now_ns - self.progress_ns
-        if self._pauses & Pause.UNREAD or self._ended_writing or self.transport.is_closing():
+        if unread_bytes or self._ended_writing or self.transport.is_closing():
             if still_ns > self.host.limits.stall_timeout_ns:
                 self.transport.abort()
         elif self.reader.mid_frame and not self._pauses:
             if still_ns > self.host.limits.stall_timeout_ns:
                 self._fail_stream(BadFrame("half a frame, then silence"))
-        elif not self.greeted and still_ns > hello_timeout_ns:
-            self._fail_stream(BadFrame("no HELLO"))
+        elif not self.greeted:
+            if still_ns > hello_timeout_ns:
+                self._fail_stream(BadFrame("no HELLO"))
+        elif not self.reader.mid_frame:
+            self.host.watched.discard(self)
 
     def send(self, data: bytes) -> None:
         """Write, unless the client is gone."""
         if not self.closed and not self._ended_writing and not self.transport.is_closing():
             self.transport.write(data)
+            self.host.watched.add(self)  # until a sweep sees that it was taken
 
     def send_error(self, request_id: int, error: TensordError) -> None:
         """The final answer of a request; with request id 0, a word about the connection."""
@@ -289,6 +283,7 @@ class Connection(asyncio.BufferedProtocol):
         """End the connection when the client has taken what is written; `check_stall` bounds how long that may last."""
         if not self.closed and not self.transport.is_closing():
             self.progress_ns = time.monotonic_ns()
+            self.host.watched.add(self)
             self.transport.close()
 
     def _drop_arriving(self) -> None:
@@ -312,7 +307,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._turn_frames >= FRAMES_PER_TURN:
             self._end_turn()
         try:
-            if frame_type == FrameType.INFER and self.greeted:
+            if frame_type == INFER_FRAME and self.greeted:
                 return self._infer(flags, request_id, meta, payload_bytes)
             self._control(frame_type, request_id, meta)
         except BadFrame:
@@ -323,6 +318,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def frame_finished(self) -> None:
         """See FrameSink."""
+        self._frames_seen = -1  # what comes next is another frame, and another wait
         request, self._arriving = self._arriving, None
         if request is not None:
             self._arrived(request)
@@ -346,7 +342,7 @@ class Connection(asyncio.BufferedProtocol):
             case FrameType.ATTACH:
                 self._attach(request_id, meta)
             case FrameType.DETACH:
-                self._detach_frame(meta)
+                self.arenas.detach(meta)
             case FrameType.CANCEL:
                 if (request := self.in_flight.get(request_id)) is not None:
                     self.host.cancel(request)
@@ -391,83 +387,25 @@ class Connection(asyncio.BufferedProtocol):
 
         Until then it may read results in its arenas; closing would give their memory back.
         """
-        if not self.in_flight and not self.arenas_wanted and not self.closed and not self._ended_writing:
+        if not self.in_flight and not self.arenas.wanted and not self.closed and not self._ended_writing:
             if self._client_ended:
                 self._close()
                 return
             self._ended_writing = True
+            self.host.watched.add(self)
             self.progress_ns = time.monotonic_ns()
             self.transport.write_eof()
 
     # ── arenas ──────────────────────────────────────────────────────────────────────────────────
 
     def _attach(self, request_id: int, meta: memoryview) -> None:
-        _, nbytes = decode_arena(meta)
-        limit = self.host.limits.arena_bytes_max
-        if nbytes < 1:
-            raise BadRequest("nbytes", str(nbytes), "ask for an arena of at least one byte")
-        if nbytes > limit:
-            raise ArenaQuotaExceeded(nbytes, limit, "arena_bytes_max")
-        if len(self.arenas) + self.arenas_wanted >= ARENAS_PER_CONNECTION_MAX:
-            raise TooManyArenas(ARENAS_PER_CONNECTION_MAX)
-        if self.host.draining:
-            raise ShuttingDown()
-        self.arenas_wanted += 1
+        nbytes = self.arenas.want(meta, self.host.limits.arena_bytes_max, draining=self.host.draining)
         self.host.want_arena(self, request_id, nbytes)
 
-    def arena_refused(self, request_id: int, error: TensordError) -> None:
-        """The supervisor has no arena for this client."""
-        self.send_error(request_id, error)
-        self._arena_answered()
-
-    def arena_made(self, request_id: int, arena: int, nbytes: int, fd: int) -> None:
-        """Pass the arena on. Takes `fd` over."""
-        made = ClientArena(arena, nbytes)
-        if self.closed:
-            self._detach(made)
-            os.close(fd)
-            return
-        self.arenas[arena] = made
-        self._send_with_fd(encode_arena(FrameType.ATTACHED, request_id, arena, nbytes), fd)
-
-    def _arena_answered(self) -> None:
-        self.arenas_wanted -= 1
+    def arena_answered(self) -> None:
+        """An ATTACH has had its answer."""
         if self._said_close:
             self._end_if_answered()
-
-    def _send_with_fd(self, data: bytes, fd: int) -> None:
-        """uvloop's transports cannot pass descriptors: write to the socket itself while nothing else waits there."""
-        if self.closed or self.transport.is_closing():
-            os.close(fd)
-            return
-        if self.transport.get_write_buffer_size() == 0:
-            try:
-                with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as duplicate:
-                    sent = socket.send_fds(duplicate, [data], [fd])
-            except BlockingIOError:
-                pass
-            except OSError:
-                os.close(fd)
-                self.transport.abort()
-                return
-            else:
-                os.close(fd)
-                self.send(data[sent:])
-                self._arena_answered()
-                return
-        asyncio.get_running_loop().call_later(0.002, self._send_with_fd, data, fd)
-
-    def _detach_frame(self, meta: memoryview) -> None:
-        number, _ = decode_arena(meta)
-        arena = self.arenas.pop(number, None)
-        if arena is None:
-            raise UnknownArena(number)
-        self._detach(arena)
-
-    def _detach(self, arena: ClientArena) -> None:
-        arena.detached = True
-        if not len(arena.ranges):
-            self.host.return_arena(arena)
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────
 
@@ -489,14 +427,14 @@ class Connection(asyncio.BufferedProtocol):
         if deadline_ns < 0:
             raise BadRequest("deadline_ns", str(deadline_ns), "use CLOCK_MONOTONIC in nanoseconds, or 0")
         headers = meta[INFER.size + TRACE_BYTES :] if flags & TRACE else meta[INFER.size :]
-        form = model.forms.form(model, inputs, outputs, headers, self.arenas)
+        form = model.forms.form(model, inputs, outputs, headers, self.arenas.by_number)
         self._check_limits(model, form, payload_bytes)
         deadline = deadline_ns or now + model.timeout_ns
         request = InferRequest(self, request_id, model, form, priority, session, deadline, now)
         if payload_bytes > self.reader.in_hand:
             self._check_arriving(payload_bytes)
         if form.places:
-            self._reserve(request)
+            self.arenas.reserve(request)
         if form.inline_inputs or form.inline_outputs:
             request.lease = self._lease(request)
         self.in_flight[request_id] = request
@@ -541,30 +479,16 @@ class Connection(asyncio.BufferedProtocol):
             late_ms = round((now_ns - request.deadline_ns) / 1e6, 3)
             self.send_error(request.request_id, DeadlineExceeded("arrival", late_ms))
 
-    def _reserve(self, request: InferRequest) -> None:
-        """Mark the request's ranges of client arenas as in flight, or none of them. Raises SlotInUse."""
-        for place in request.form.places:
-            arena = self.arenas[place.arena]
-            if place.nbytes and not arena.ranges.add(place.offset, place.offset + place.nbytes):
-                self._unreserve(request)
-                raise SlotInUse(place.offset, place.nbytes)
-            request.ranges.append((arena, place))
-
-    def _unreserve(self, request: InferRequest) -> None:
-        for arena, place in request.ranges:
-            if place.nbytes:
-                arena.ranges.remove(place.offset)
-            if arena.detached and not len(arena.ranges):
-                self.host.return_arena(arena)
-        request.ranges.clear()
-
     def _lease(self, request: InferRequest) -> Lease:
         """Rows of the ingest arena for all inline tensors, inputs and outputs together. Raises IngestFull."""
         form = request.form
-        slab = self.host.ingest.slab((request.model, form.inline_inputs, form.inline_outputs), form.inline_row_bytes)
-        lease = slab.lease(form.rows)
+        if form.inline_offsets:  # tensors that differ in size share one slab of cache lines
+            slab = self.host.ingest.slab(RAGGED_SLAB, form.slab_row_bytes)
+        else:
+            slab = self.host.ingest.slab((request.model, form.inline_inputs, form.inline_outputs), form.slab_row_bytes)
+        lease = slab.lease(form.slab_rows)
         if lease is None:
-            self._unreserve(request)
+            self.arenas.release(request)
             error = IngestFull(form.payload_bytes + form.reply_bytes)
             error.retry_after_ms = INGEST_RETRY_MS
             raise error
@@ -572,13 +496,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _destinations(self, request: InferRequest) -> list[memoryview]:
         """Where the payload belongs: one stretch per inline input."""
-        lease = request.lease
-        assert lease is not None
         view, form = self.host.ingest_view, request.form
         destinations = []
         for position in range(len(form.inline_inputs)):
-            offset = lease.offset(position)
-            destinations.append(view[offset : offset + form.rows * form.inline_row_bytes[position]])
+            offset = request.inline_offset(position)
+            destinations.append(view[offset : offset + form.inline_bytes[position]])
         return destinations
 
     def finished(self, request: InferRequest) -> None:
@@ -589,7 +511,7 @@ class Connection(asyncio.BufferedProtocol):
             request.lease.release()
             request.lease = None
         if request.ranges:
-            self._unreserve(request)
+            self.arenas.release(request)
         form = request.form
         self.in_flight_bytes -= form.payload_bytes + form.reply_bytes
         if self._pauses & Pause.IN_FLIGHT and self.in_flight_bytes <= self.host.limits.in_flight_bytes_max:

@@ -5,8 +5,10 @@ headers' bytes: the check of the thousandth request is one dictionary look-up.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final, Protocol
 
 from tensord.ipc.errors import (
@@ -19,7 +21,7 @@ from tensord.ipc.errors import (
     WrongTensors,
 )
 from tensord.ipc.limits import TENSOR_ALIGNMENT_BYTES
-from tensord.ipc.tensors import TensorSpec, shape_text
+from tensord.ipc.tensors import Dimension, TensorSpec, align, shape_text
 from tensord.ipc.wire import Lane, TensorHeader, decode_tensors
 
 FORMS_MAX: Final = 256
@@ -39,6 +41,12 @@ class Specified(Protocol):
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    dimensions: tuple[Dimension, ...]
+    """Free dimensions of the inputs."""
+    buckets: Mapping[str, tuple[int, ...]]
+    """Sizes that some of them are padded to."""
+    is_ragged: bool
+    """Whether any tensor has a free dimension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +65,28 @@ class Form:
     """A request's form, checked against the model."""
 
     rows: int
+    sizes: tuple[int, ...]
+    """Of the model's free dimensions."""
+    bucket: tuple[int, ...] | None
+    """The sizes that its batch is padded to; None for a model without free dimensions."""
     payload_bytes: int
     """Inline input bytes."""
     reply_bytes: int
-    """Inline output bytes."""
+    """Inline output bytes; the most that it may be, where sizes come from the data."""
     inline_inputs: tuple[int, ...]
     """Indices of the inputs in the payload, in its order."""
     inline_outputs: tuple[int, ...]
     """Indices of the outputs that come back inline."""
-    inline_row_bytes: tuple[int, ...]
-    """Bytes of one row of each inline tensor, inputs first."""
+    inline_bytes: tuple[int, ...]
+    """Bytes of each inline tensor, inputs first."""
+    output_spans: tuple[tuple[int, int], ...]
+    """Position among the inline tensors, and bytes, of each inline output."""
+    slab_row_bytes: tuple[int, ...]
+    """Of the slab that the inline tensors lie in: bytes of one row of each region."""
+    slab_rows: int
+    """Rows of the slab that they take."""
+    inline_offsets: tuple[int, ...]
+    """Where each inline tensor starts in the one region of a ragged lease; empty where each has a region of its own."""
     input_places: tuple[Place, ...]
     output_places: tuple[Place, ...]
     places: tuple[Place, ...]
@@ -109,50 +129,88 @@ def check(
     arenas: Mapping[int, ArenaSize],
 ) -> Form:
     """Check a request's tensors against the model and the connection's arenas. Raises ClientFault."""
-    rows = _check_inputs(model, inputs)
-    _check_outputs(model, outputs, rows)
+    rows, sizes = _check_inputs(model, inputs)
+    _check_outputs(model, outputs, rows, sizes)
     input_places = tuple(_place(model.inputs, tensor, arenas) for tensor in inputs if tensor.lane is Lane.ARENA)
     output_places = tuple(_place(model.outputs, tensor, arenas) for tensor in outputs)
     in_arena = {place.tensor for place in output_places}
+    inline_inputs = tuple(tensor.index for tensor in inputs if tensor.lane is Lane.INLINE)
     inline_outputs = tuple(index for index in range(len(model.outputs)) if index not in in_arena)
-    inline = [tensor for tensor in inputs if tensor.lane is Lane.INLINE]
+    specs = [*(model.inputs[index] for index in inline_inputs), *(model.outputs[index] for index in inline_outputs)]
+    inline_bytes = tuple(spec.nbytes(rows, sizes) for spec in specs)
+    offsets: tuple[int, ...] = ()
+    slab_row_bytes, slab_rows = tuple(spec.row_bytes for spec in specs), rows
+    if model.is_ragged:
+        *starts, end = accumulate(map(align, inline_bytes), initial=0)
+        offsets, slab_row_bytes, slab_rows = tuple(starts), (TENSOR_ALIGNMENT_BYTES,), end // TENSOR_ALIGNMENT_BYTES
     return Form(
         rows,
-        sum(tensor.nbytes for tensor in inline),
-        sum(rows * model.outputs[index].row_bytes for index in inline_outputs),
-        tuple(tensor.index for tensor in inline),
+        tuple(sizes[each.name] for each in model.dimensions),
+        tuple(_bucket(model, each.name, sizes) for each in model.dimensions) if model.is_ragged else None,
+        sum(inline_bytes[: len(inline_inputs)]),
+        sum(inline_bytes[len(inline_inputs) :]),
+        inline_inputs,
         inline_outputs,
-        (
-            *(model.inputs[tensor.index].row_bytes for tensor in inline),
-            *(model.outputs[index].row_bytes for index in inline_outputs),
-        ),
+        inline_bytes,
+        tuple(enumerate(inline_bytes))[len(inline_inputs) :],
+        slab_row_bytes,
+        slab_rows,
+        offsets,
         input_places,
         output_places,
         input_places + output_places,
     )
 
 
-def _check_inputs(model: Specified, inputs: Sequence[TensorHeader]) -> int:
-    """The number of rows. Inputs come in the model's order, so that a payload has one form and not n!."""
-    if [tensor.index for tensor in inputs] != list(range(len(model.inputs))):
+def _bucket(model: Specified, dimension: str, sizes: Mapping[str, int]) -> int:
+    """The size that this one is padded to."""
+    buckets = model.buckets.get(dimension)
+    size = sizes[dimension]
+    return size if buckets is None else buckets[bisect_left(buckets, size)]
+
+
+def _check_inputs(model: Specified, inputs: Sequence[TensorHeader]) -> tuple[int, dict[str, int]]:
+    """The number of rows, and the sizes of free dimensions.
+
+    Inputs come in the model's order, so that a payload has one form and not n!.
+    """
+    present = [tensor.index for tensor in inputs]
+    wanted = [index for index, spec in enumerate(model.inputs) if not spec.optional or index in present]
+    if present != wanted:
         names = dict(enumerate(spec.name for spec in model.inputs))
-        got = [names.get(tensor.index, f"number {tensor.index}") for tensor in inputs]
+        got = [names.get(index, f"number {index}") for index in present]
         raise WrongTensors(model.name, list(names.values()), got)
     rows = inputs[0].shape[0] if inputs[0].shape else 0
+    sizes: dict[str, int] = {}
     for tensor in inputs:
         spec = model.inputs[tensor.index]
         if tensor.dtype is not spec.dtype:
             raise WrongDType(model.name, spec.name, spec.dtype.label, tensor.dtype.label)
-        if tensor.shape != spec.batch_shape(rows) or rows < 1:
-            expected = shape_text(("rows" if tensor is inputs[0] or rows < 1 else rows, *spec.shape))
-            raise WrongShape(model.name, spec.name, expected, shape_text(tensor.shape))
+        if spec.dimensions:
+            _learn_sizes(spec, tensor.shape[1:], sizes)
+        if 0 in tensor.shape or tensor.shape != spec.batch_shape(rows, sizes):
+            first = "rows" if tensor is inputs[0] or rows < 1 else rows
+            raise WrongShape(model.name, spec.name, shape_text((first, *_asked(spec, sizes))), shape_text(tensor.shape))
         nbytes = math.prod(tensor.shape) * tensor.dtype.itemsize
         if tensor.nbytes != nbytes:
             raise BadRequest("nbytes", str(tensor.nbytes), f"input {spec.name!r} of this shape has {nbytes}")
-    return rows
+    return rows, sizes
 
 
-def _check_outputs(model: Specified, outputs: Sequence[TensorHeader], rows: int) -> None:
+def _learn_sizes(spec: TensorSpec, row_shape: Sequence[int], sizes: dict[str, int]) -> None:
+    """The first tensor that has a free dimension says its size. One beyond its bounds is never right: 0."""
+    for size, each in zip(row_shape, spec.shape, strict=False):
+        if isinstance(each, Dimension):
+            sizes.setdefault(each.name, size if size <= each.max else 0)
+
+
+def _asked(spec: TensorSpec, sizes: Mapping[str, int]) -> list[object]:
+    """The shape of one row to ask for: a size that other inputs have said, or the bound."""
+    return [each if isinstance(each, int) else sizes.get(each.name) or f"{each} ≤ {each.max}" for each in spec.shape]
+
+
+def _check_outputs(model: Specified, outputs: Sequence[TensorHeader], rows: int, sizes: Mapping[str, int]) -> None:
+    """Ranges whose output's size comes from the data are measured when it is known."""
     seen: set[int] = set()
     for tensor in outputs:
         if tensor.index >= len(model.outputs) or tensor.index in seen:
@@ -161,8 +219,9 @@ def _check_outputs(model: Specified, outputs: Sequence[TensorHeader], rows: int)
             raise BadRequest("output lane", "inline", "leave the output out to have it inline")
         seen.add(tensor.index)
         spec = model.outputs[tensor.index]
-        if tensor.nbytes < rows * spec.row_bytes:
-            raise OutputTooSmall(spec.name, rows * spec.row_bytes, tensor.nbytes)
+        nbytes = spec.nbytes(rows, sizes)
+        if tensor.nbytes < nbytes and not any(each.from_data for each in spec.dimensions):
+            raise OutputTooSmall(spec.name, nbytes, tensor.nbytes)
 
 
 def _place(specs: Sequence[TensorSpec], tensor: TensorHeader, arenas: Mapping[int, ArenaSize]) -> Place:

@@ -13,6 +13,9 @@ they come back in any order (a client that does not read its reply, another that
 and a chunk begins anew when all of its leases are back. So leasing and releasing are a few additions, a
 slow client pins one chunk and not the whole arena, and a lightly used slab keeps reusing the same few
 cache-warm rows.
+
+Requests of models with free dimensions differ in size, so that no layout makes a batch of them a view: they share
+one slab whose rows are cache lines, and a lease holds a request's tensors one behind the other.
 """
 
 from collections.abc import Sequence
@@ -30,6 +33,9 @@ CHUNK_ROWS_MIN: Final = 64
 """Rows of a chunk even if that takes more bytes, up to a sixteenth of the arena: a batch of large rows
 should be contiguous, too."""
 
+
+RAGGED_SLAB: Final = ("ragged",)
+"""Key of the slab of cache lines."""
 
 SLABS_MAX: Final = 1_024
 """Slabs kept; beyond it those without a chunk are forgotten. A client may ask for any mixture of lanes, and each

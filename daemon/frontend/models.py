@@ -1,10 +1,10 @@
 """The models as the front end knows them: names, versions, labels, and what is computed once per model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tensord.ipc.errors import UnknownModel
-from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
+from tensord.ipc.tensors import ModelSpec, free_dimensions
 from tensord.ipc.wire import Lane, ModelEntry, TensorHeader
 
 from ..messages import ModelServed
@@ -13,7 +13,7 @@ from .forms import Form, FormCache
 KNOWN_MODELS_SHOWN: Final = 20
 
 RESULT_HEADERS_MAX: Final = 4_096
-"""Row counts for which the headers of inline results are remembered per model."""
+"""Row counts and sizes for which the headers of inline results are remembered per model."""
 
 
 class Model:
@@ -21,10 +21,15 @@ class Model:
 
     __slots__ = (
         "_inline_headers",
+        "buckets",
+        "counts",
+        "data_dimensions",
+        "dimensions",
         "forms",
         "idempotent",
         "index",
         "inputs",
+        "is_ragged",
         "labels",
         "name",
         "outputs",
@@ -39,15 +44,22 @@ class Model:
         self.name = served.name
         self.version = served.version
         self.labels = served.labels
-        self.inputs = tuple(TensorSpec(t.name, DType(t.dtype), t.shape, t.labels) for t in served.inputs)
-        self.outputs = tuple(TensorSpec(t.name, DType(t.dtype), t.shape, t.labels) for t in served.outputs)
+        self.inputs = tuple(info.spec for info in served.inputs)
+        self.outputs = tuple(info.spec for info in served.outputs)
+        self.dimensions = free_dimensions(self.inputs)
+        """Free dimensions whose sizes come with a request."""
+        self.data_dimensions = tuple(each for each in free_dimensions(self.outputs) if each.from_data)
+        """Those whose sizes come from the data."""
+        self.is_ragged = bool(self.dimensions or self.data_dimensions)
+        self.buckets: Mapping[str, tuple[int, ...]] = served.buckets
+        self.counts = served.counts
         self.idempotent = served.idempotent
         self.replicas: set[int] = set()
         """Workers that have it ready."""
         self.rows_max = 1
         self.timeout_ns = 0
         self.forms = FormCache()
-        self._inline_headers: dict[int, bytes] = {}
+        self._inline_headers: dict[tuple[int, tuple[int, ...]], bytes] = {}
 
     @property
     def spec(self) -> ModelSpec:
@@ -59,23 +71,32 @@ class Model:
         self.rows_max = int(values["max_batch"])
         self.timeout_ns = int(values["timeout_ms"]) * 1_000_000
 
-    def result_headers(self, form: Form) -> bytes:
-        """Tensor headers of the RESULT of a request of this form."""
-        if form.output_places:
-            return self._result_headers_of(form)
-        headers = self._inline_headers.get(form.rows)
+    def result_headers(self, form: Form, data_sizes: Sequence[int] = ()) -> bytes:
+        """Tensor headers of the RESULT of a request of this form; sizes from the data in `data_dimensions`' order."""
+        if form.output_places or data_sizes:
+            return self._result_headers_of(form, data_sizes)
+        key = (form.rows, form.sizes)
+        headers = self._inline_headers.get(key)
         if headers is None:
-            headers = self._result_headers_of(form)
+            headers = self._result_headers_of(form, data_sizes)
             if len(self._inline_headers) < RESULT_HEADERS_MAX:
-                self._inline_headers[form.rows] = headers
+                self._inline_headers[key] = headers
         return headers
 
-    def _result_headers_of(self, form: Form) -> bytes:
+    def sizes(self, form: Form, data_sizes: Sequence[int]) -> dict[str, int]:
+        """All sizes of a result by name."""
+        return {
+            **{each.name: size for each, size in zip(self.dimensions, form.sizes, strict=True)},
+            **{each.name: size for each, size in zip(self.data_dimensions, data_sizes, strict=True)},
+        }
+
+    def _result_headers_of(self, form: Form, data_sizes: Sequence[int]) -> bytes:
         places = {place.tensor: place for place in form.output_places}
+        sizes = self.sizes(form, data_sizes)
         headers = []
         for index, spec in enumerate(self.outputs):
-            shape = spec.batch_shape(form.rows)
-            nbytes = form.rows * spec.row_bytes
+            shape = spec.batch_shape(form.rows, sizes)
+            nbytes = spec.nbytes(form.rows, sizes)
             place = places.get(index)
             header = (
                 TensorHeader(index, spec.dtype, shape, nbytes)

@@ -1,7 +1,9 @@
 """Results as bytes for the socket."""
 
+from collections.abc import Sequence
 from typing import Final
 
+from tensord.ipc.errors import OutputTooSmall
 from tensord.ipc.wire import MAGIC, RESULT, RESULT_FRAME, FrameType
 
 from .requests import InferRequest
@@ -18,15 +20,20 @@ def result_frame(
     The caller joins them before the lease is released: the bytes that go to the socket are a copy, so a client
     that does not read holds nothing that others need.
     """
-    model, form = request.model_served, request.form
-    headers = model.result_headers(form)
+    model, form, data_sizes = request.model_served, request.form, request.data_sizes
+    if data_sizes:
+        spans = _data_spans(request)
+        reply_bytes = sum(nbytes for _, nbytes in spans)
+    else:
+        spans, reply_bytes = form.output_spans, form.reply_bytes
+    headers = model.result_headers(form, data_sizes)
     head = RESULT_FRAME.pack(
         MAGIC,
         _RESULT,
         0,
         RESULT.size + len(headers),
         request.request_id,
-        form.reply_bytes,
+        reply_bytes,
         model.version,
         batch_rows,
         min(queue_ns // 1000, _US_MAX),
@@ -36,11 +43,30 @@ def result_frame(
         0,
     )
     parts: list[bytes | memoryview] = [head, headers]
-    lease = request.lease
-    if form.inline_outputs:
-        assert lease is not None
-        first = len(form.inline_inputs)
-        for position in range(first, len(form.inline_row_bytes)):
-            offset = lease.offset(position)
-            parts.append(ingest[offset : offset + form.rows * form.inline_row_bytes[position]])
+    for position, nbytes in spans:
+        offset = request.inline_offset(position)
+        parts.append(ingest[offset : offset + nbytes])
     return parts
+
+
+def _data_spans(request: InferRequest) -> Sequence[tuple[int, int]]:
+    """As `Form.output_spans`, now that all sizes are known."""
+    model, form = request.model_served, request.form
+    sizes = model.sizes(form, request.data_sizes)
+    first = len(form.inline_inputs)
+    return [
+        (position, model.outputs[index].nbytes(form.rows, sizes))
+        for position, index in enumerate(form.inline_outputs, first)
+    ]
+
+
+def too_small(request: InferRequest) -> OutputTooSmall | None:
+    """The error of a request whose outputs, now that their sizes are known, do not fit where they should go."""
+    model, form = request.model_served, request.form
+    sizes = model.sizes(form, request.data_sizes)
+    for place in form.output_places:
+        spec = model.outputs[place.tensor]
+        nbytes = spec.nbytes(form.rows, sizes)
+        if nbytes > place.nbytes:
+            return OutputTooSmall(spec.name, nbytes, place.nbytes)
+    return None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tensord.ipc.descriptors import INGEST_ARENA, Run, encode_batch
+from tensord.ipc.descriptors import INGEST_ARENA, NO_ARENA, Kind, RaggedRequest, Run, encode_batch, encode_ragged
 
 from ..scheduling.request import Batch, Request
 from .forms import Form, Place
@@ -11,13 +11,24 @@ from .ingest import Lease
 from .models import Model
 
 if TYPE_CHECKING:
-    from .connection import ClientArena, Connection
+    from .client_arenas import ClientArena
+    from .connection import Connection
 
 
 class InferRequest(Request):
     """One request in flight. Its slots (lease and ranges) go back when `Connection.finished` is called."""
 
-    __slots__ = ("cancelled", "connection", "form", "lease", "model_served", "ranges", "received_ns", "request_id")
+    __slots__ = (
+        "cancelled",
+        "connection",
+        "data_sizes",
+        "form",
+        "lease",
+        "model_served",
+        "ranges",
+        "received_ns",
+        "request_id",
+    )
 
     def __init__(
         self,
@@ -30,16 +41,7 @@ class InferRequest(Request):
         deadline_ns: int,
         now_ns: int,
     ) -> None:
-        super().__init__(
-            model=model.index,
-            bucket=None,
-            tenant=connection.tenant,
-            priority=priority,
-            rows=form.rows,
-            arrival_ns=now_ns,
-            deadline_ns=deadline_ns,
-            session=session,
-        )
+        super().__init__(model.index, form.bucket, connection.tenant, priority, form.rows, now_ns, deadline_ns, session)
         self.connection = connection
         self.request_id = request_id
         self.model_served = model
@@ -52,21 +54,48 @@ class InferRequest(Request):
         """Ranges of client arenas that are reserved for it."""
         self.cancelled = False
         """The client cancelled it while a worker ran it: its result is dropped."""
+        self.data_sizes: tuple[int, ...] = ()
+        """Sizes of its outputs that came from the data, when it is through."""
+
+    def inline_offset(self, position: int) -> int:
+        """Offset in the ingest arena of the form's inline tensor number `position`."""
+        assert self.lease is not None
+        offsets = self.form.inline_offsets
+        return self.lease.offset(0) + offsets[position] if offsets else self.lease.offset(position)
 
 
-def batch_body(batch: "Batch[InferRequest]", model: Model) -> bytes:
+def batch_message(batch: "Batch[InferRequest]", model: Model) -> tuple[Kind, bytes]:
     """The batch as a descriptor: the runs of each tensor, as long as the rows lie one behind the other."""
     requests = batch.requests
     form = requests[0].form
+    if model.is_ragged:
+        ragged = [_ragged(request, model) for request in requests]
+        assert form.bucket is not None
+        return Kind.RAGGED, encode_ragged(batch.id, model.index, batch.rows, form.bucket, ragged)
     if not form.places and all(request.form is form for request in requests):
-        return encode_batch(batch.id, model.index, batch.rows, *_inline_runs(requests, model))
+        return Kind.BATCH, encode_batch(batch.id, model.index, batch.rows, *_inline_runs(requests, model))
     inputs: list[list[Run]] = []
     outputs: list[list[Run]] = []
     for index, spec in enumerate(model.inputs):
         inputs.append(_merge([_input_run(request, index) for request in requests], spec.row_bytes))
     for index, spec in enumerate(model.outputs):
         outputs.append(_merge([_output_run(request, index) for request in requests], spec.row_bytes))
-    return encode_batch(batch.id, model.index, batch.rows, inputs, outputs)
+    return Kind.BATCH, encode_batch(batch.id, model.index, batch.rows, inputs, outputs)
+
+
+def _ragged(request: InferRequest, model: Model) -> RaggedRequest:
+    form = request.form
+    inputs = [(NO_ARENA, 0)] * len(model.inputs)
+    outputs = [(0, 0, 0)] * len(model.outputs)
+    for position, index in enumerate(form.inline_inputs):
+        inputs[index] = (INGEST_ARENA, request.inline_offset(position))
+    for position, index in enumerate(form.inline_outputs, len(form.inline_inputs)):
+        outputs[index] = (INGEST_ARENA, request.inline_offset(position), form.inline_bytes[position])
+    for place in form.input_places:
+        inputs[place.tensor] = (place.arena, place.offset)
+    for place in form.output_places:
+        outputs[place.tensor] = (place.arena, place.offset, place.nbytes)
+    return RaggedRequest(form.rows, form.sizes, tuple(inputs), tuple(outputs))
 
 
 def _inline_runs(requests: Sequence[InferRequest], model: Model) -> tuple[list[list[Run]], list[list[Run]]]:
@@ -98,8 +127,7 @@ def _inline_runs(requests: Sequence[InferRequest], model: Model) -> tuple[list[l
 def _input_run(request: InferRequest, index: int) -> Run:
     form = request.form
     if index in form.inline_inputs:
-        assert request.lease is not None
-        return (INGEST_ARENA, form.rows, request.lease.offset(form.inline_inputs.index(index)))
+        return (INGEST_ARENA, form.rows, request.inline_offset(form.inline_inputs.index(index)))
     place = next(place for place in form.input_places if place.tensor == index)
     return (place.arena, form.rows, place.offset)
 
@@ -107,9 +135,8 @@ def _input_run(request: InferRequest, index: int) -> Run:
 def _output_run(request: InferRequest, index: int) -> Run:
     form = request.form
     if index in form.inline_outputs:
-        assert request.lease is not None
         position = len(form.inline_inputs) + form.inline_outputs.index(index)
-        return (INGEST_ARENA, form.rows, request.lease.offset(position))
+        return (INGEST_ARENA, form.rows, request.inline_offset(position))
     place = next(place for place in form.output_places if place.tensor == index)
     return (place.arena, form.rows, place.offset)
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Final
 
-from tensord.ipc.descriptors import DONE, Kind, decode_failed
+from tensord.ipc.descriptors import Kind, decode_done, decode_failed
 from tensord.ipc.errors import (
     ERRORS,
     Cancelled,
@@ -38,11 +38,12 @@ from ..log import configure, get_logger
 from ..scheduling.policy import GlobalPolicy, ModelPolicy
 from ..scheduling.request import Batch, ReleaseReason
 from ..scheduling.scheduler import Scheduler
-from .connection import ClientArena, Connection, Limits
+from .client_arenas import ClientArena
+from .connection import Connection, Limits
 from .ingest import Ingest
 from .models import Model, Models
-from .replies import result_frame
-from .requests import InferRequest, batch_body
+from .replies import result_frame, too_small
+from .requests import InferRequest, batch_message
 from .timer import Timer
 from .worker_port import WorkerPort
 
@@ -80,6 +81,7 @@ class FrontEnd:
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self.draining = False
         self.arriving_bytes = 0
+        self.watched: set[Connection] = set()
         self.scheduler: Scheduler[InferRequest] = Scheduler()
         self.instance: int
         self.ingest: Ingest
@@ -178,13 +180,13 @@ class FrontEnd:
             case m.ArenaMade(ticket, arena, nbytes):
                 connection, request_id = self._tickets.pop(ticket)
                 if fds:
-                    connection.arena_made(request_id, arena, nbytes, fds[0])
+                    connection.arenas.made(request_id, arena, nbytes, fds[0])
                 else:  # the kernel drops descriptors that find no place in our table
                     self._send(m.ArenaReturned(arena))
-                    connection.arena_refused(request_id, NoMemory("a file descriptor"))
+                    connection.arenas.refused(request_id, NoMemory("a file descriptor"))
             case m.ArenaRefused(ticket, code, data):
                 connection, request_id = self._tickets.pop(ticket)
-                connection.arena_refused(request_id, ERRORS[code](**data))
+                connection.arenas.refused(request_id, ERRORS[code](**data))
             case m.Drain():
                 self._drain(now)
             case m.Stop():
@@ -284,15 +286,32 @@ class FrontEnd:
     def _completed(self, port: WorkerPort, now: int, kind: int, body: bytes) -> Completed:
         """Raises KeyError for a batch that is not running."""
         error = None
+        data_sizes: tuple[int, ...] = ()
         if kind == Kind.DONE:
-            batch_id, compute_ns = DONE.unpack(body)
+            batch_id, compute_ns, data_sizes = decode_done(body)
         else:
             batch_id, compute_ns, error = decode_failed(body)
-        if self._running[batch_id].worker != port.worker:
+        batch = self._running[batch_id]
+        if batch.worker != port.worker:
             raise RingBroken(f"an answer to batch {batch_id}, which another worker has")
-        batch = self._running.pop(batch_id)
+        if error is None:
+            self._take_sizes(batch, data_sizes)
+        del self._running[batch_id]
         self.scheduler.complete(now, batch, compute_ns)
         return batch, compute_ns, error
+
+    def _take_sizes(self, batch: Batch[InferRequest], data_sizes: tuple[int, ...]) -> None:
+        """Give each request the sizes of its outputs that came from the data. Raises RingBroken."""
+        dimensions = self.models.by_index[batch.model].data_dimensions
+        count = len(dimensions)
+        if len(data_sizes) != count * len(batch.requests):
+            raise RingBroken(f"{len(data_sizes)} sizes for batch {batch.id}")
+        if count:
+            for position, request in enumerate(batch.requests):
+                sizes = data_sizes[position * count : (position + 1) * count]
+                if any(size > each.max for size, each in zip(sizes, dimensions, strict=True)):
+                    raise RingBroken(f"a size beyond its dimension in batch {batch.id}")
+                request.data_sizes = sizes
 
     # ── dispatch ────────────────────────────────────────────────────────────────────────────────
 
@@ -300,10 +319,7 @@ class FrontEnd:
         """A request has arrived whole."""
         now = time.monotonic_ns()
         request.arrival_ns = now
-        block, index = self._block, request.model
-        block.count(index, Counter.REQUESTS)
-        block.count(index, Counter.ROWS, request.rows)
-        block.observe(index, Phase.RECEIVE, now - request.received_ns)
+        self._block.arrived(request.model, request.rows, now - request.received_ns)
         error = self.scheduler.submit(now, request)
         if error is None:
             self._want_dispatch()
@@ -329,15 +345,17 @@ class FrontEnd:
     def _dispatch(self) -> None:
         """Release what the scheduler releases now, refuse what has expired, and set the timer for the rest."""
         self._dispatch_wanted = False
-        now = time.monotonic_ns()
         scheduler = self.scheduler
+        if not scheduler.has_work:
+            return
+        now = time.monotonic_ns()
         for request in scheduler.expire(now):
             self._block.count(request.model, Counter.EXPIRED)
             self._answer_error(request, DeadlineExceeded("queue", round((now - request.deadline_ns) / 1e6, 3)))
         ringing = set()
         for batch in scheduler.dispatch(now):
             port = self._ports[batch.worker]
-            port.send(batch_body(batch, self.models.by_index[batch.model]))
+            port.send(*batch_message(batch, self.models.by_index[batch.model]))
             ringing.add(port)
             self._running[batch.id] = batch
             self._block.count(batch.model, RELEASE_COUNTERS[batch.reason])
@@ -351,31 +369,34 @@ class FrontEnd:
         """Send every request of a batch its result; several for one connection go out in one write."""
         block, index = self._block, batch.model
         replies: dict[Connection, list[bytes | memoryview]] = {}
+        answered: list[InferRequest] = []
+        replied_bytes = 0
         for request in batch.requests:
-            if request.cancelled:
-                self._answer_error(request, Cancelled())
+            error = Cancelled() if request.cancelled else too_small(request) if request.data_sizes else None
+            if error is not None:
+                self._answer_error(request, error)
                 continue
             queue_ns = batch.released_ns - request.arrival_ns
             parts = result_frame(request, self.ingest_view, batch.rows, queue_ns, compute_ns)
             replies.setdefault(request.connection, []).extend(parts)
+            answered.append(request)
+            replied_bytes += sum(map(len, parts[2:]))
             block.observe(index, Phase.QUEUE, queue_ns)
         for connection, frames in replies.items():
             connection.send(b"".join(frames))
-        succeeded = inline_bytes = arena_bytes = 0
+        inline_bytes = arena_bytes = 0
         done = time.monotonic_ns()
-        for request in batch.requests:
-            if request.cancelled:
-                continue
+        for request in answered:
             form = request.form
-            succeeded += 1
             inline_bytes += form.payload_bytes
             arena_bytes += sum(place.nbytes for place in form.input_places)
             block.observe(index, Phase.REQUEST, done - request.received_ns)
             request.connection.finished(request)
-        block.observe(index, Phase.REPLY, done - now, succeeded)
-        block.count(index, Counter.SUCCEEDED, succeeded)
+        block.observe(index, Phase.REPLY, done - now, len(answered))
+        block.count(index, Counter.SUCCEEDED, len(answered))
         block.count(index, Counter.INLINE_BYTES, inline_bytes)
         block.count(index, Counter.ARENA_BYTES, arena_bytes)
+        block.count(index, Counter.REPLIED_BYTES, replied_bytes)
 
     def _fail_batch(self, batch: Batch[InferRequest], error: TensordError) -> None:
         """The model failed on this batch. One bad request must not fail its neighbours: run each alone."""
@@ -432,7 +453,7 @@ class FrontEnd:
 
     def _sweep(self) -> None:
         now = time.monotonic_ns()
-        for connection in list(self._connections):
+        for connection in list(self.watched):
             connection.check_stall(now, int(HELLO_TIMEOUT_S * 1e9))
         if self.link.backlog:
             self._receive()

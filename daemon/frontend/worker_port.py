@@ -29,18 +29,18 @@ class WorkerPort:
         self._consumer = Consumer(self._done.view, generation)
         self._cells: deque[int] = deque()
         """Cells of the batches sent, oldest first: the worker answers in this order."""
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[tuple[Kind, bytes]] = deque()
         """Batches that found no room in the ring."""
 
-    def send(self, body: bytes) -> None:
+    def send(self, kind: Kind, body: bytes) -> None:
         """Publish a batch; the worker learns of it with `ring`. Keeps it back while the ring has no room."""
-        self._waiting.append(body)
+        self._waiting.append((kind, body))
         self._publish()
 
     def _publish(self) -> None:
         while self._waiting:
             try:
-                self._cells.append(self._producer.publish(Kind.BATCH, self._waiting[0]))
+                self._cells.append(self._producer.publish(*self._waiting[0]))
             except RingFull:
                 return
             self._waiting.popleft()

@@ -13,7 +13,8 @@ import torch
 from torch.export.passes import move_to_device_pass
 
 from .errors import ManifestError, reason_of
-from .manifest import Factory, Manifest
+from .manifest import Manifest
+from .steps import PythonFunction
 
 _imports = itertools.count(1)
 
@@ -83,38 +84,41 @@ class _SourceOnlyLoader(SourceFileLoader):
         raise OSError("no bytecode")
 
 
-def _call_factory(factory: Factory) -> torch.nn.Module:
-    build = _import_function(f"_tensord_model_{next(_imports)}", factory)
-    module = _run_code(factory, build)
+def import_function(source: PythonFunction) -> Callable[..., Any]:
+    """Import the function's file under a name that nothing else can have; sys.path stays untouched.
+
+    Raises ManifestError.
+    """
+    name = f"_tensord_model_{next(_imports)}"
+    loader = _SourceOnlyLoader(name, str(source.file))
+    spec = importlib.util.spec_from_file_location(name, source.file, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their own module up there
+    try:
+        _run_code(source, lambda: loader.exec_module(module))
+    except BaseException:
+        del sys.modules[name]
+        raise
+    function = getattr(module, source.function, None)
+    if not callable(function):
+        raise ManifestError(source.file, f"{source.function}()", "missing", "define it, or correct the manifest")
+    return function  # type: ignore[no-any-return]
+
+
+def _call_factory(factory: PythonFunction) -> torch.nn.Module:
+    module = _run_code(factory, import_function(factory))
     if not isinstance(module, torch.nn.Module):
         value = f"returning {type(module).__name__}"
         raise ManifestError(factory.file, f"{factory.function}()", value, "return a torch.nn.Module")
     return module
 
 
-def _import_function(module_name: str, factory: Factory) -> Callable[[], Any]:
-    """Import the factory's file under a name that nothing else can have; sys.path stays untouched."""
-    loader = _SourceOnlyLoader(module_name, str(factory.file))
-    spec = importlib.util.spec_from_file_location(module_name, factory.file, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their own module up there
-    try:
-        _run_code(factory, lambda: loader.exec_module(module))
-    except BaseException:
-        del sys.modules[module_name]
-        raise
-    function = getattr(module, factory.function, None)
-    if not callable(function):
-        raise ManifestError(factory.file, f"{factory.function}()", "missing", "define it, or correct the manifest")
-    return function  # type: ignore[no-any-return]
-
-
-def _run_code(factory: Factory, code: Callable[[], Any]) -> Any:
+def _run_code(source: PythonFunction, code: Callable[[], Any]) -> Any:
     try:
         return code()
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:
         value = f"failing ({reason_of(error)})"
-        raise ManifestError(factory.file, f"{factory.function}()", value, "mend the code") from error
+        raise ManifestError(source.file, f"{source.function}()", value, "mend the code") from error

@@ -4,11 +4,11 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
-from .errors import ManifestError
+from .errors import ManifestError, shown
 
 MANIFEST_BYTES_MAX: Final = 1024 * 1024
 """Bytes of one manifest: four times what a client's frame can carry of it. A larger file is a ManifestError."""
@@ -17,19 +17,63 @@ Knob = bool | int | float | str
 """A knob's value as TOML has it."""
 
 
-class InputTable(msgspec.Struct, forbid_unknown_fields=True):
-    """One `[[inputs]]`."""
+class DimensionTable(msgspec.Struct, forbid_unknown_fields=True):
+    """One `[dimensions.NAME]`."""
+
+    max: int
+    buckets: tuple[int, ...] = ()
+    count: str | None = None
+
+
+class TensorTable(msgspec.Struct, forbid_unknown_fields=True):
+    """What `[[inputs]]` and `[[outputs]]` have in common."""
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
-    """Shape of one row."""
+    shape: tuple[int | str, ...]
+    """Shape of one row; a text is the name of a free dimension."""
 
 
-class OutputTable(InputTable, forbid_unknown_fields=True):
+class InputTable(TensorTable, forbid_unknown_fields=True):
+    """One `[[inputs]]`."""
+
+    pad: bool | int | float = 0
+    mask: str | None = None
+
+
+class OutputTable(TensorTable, forbid_unknown_fields=True):
     """One `[[outputs]]`."""
 
     labels: tuple[str, ...] = ()
+
+
+class Normalize(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag="normalize"):
+    """Before the model: levels to numbers, (x · scale − mean) / std per channel, channels first."""
+
+    input: str
+    dtype: str = "float32"
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    channels: Literal["first", "last"] = "first"
+
+
+class Softmax(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag="softmax"):
+    """After the model: scores of the last dimension to probabilities."""
+
+    output: str
+
+
+class Classify(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag="classify"):
+    """After the model: its one tensor of logits (rows, classes) to the `top` classes and their probabilities."""
+
+    top: int = 1
+
+
+class PythonStep(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag="python"):
+    """Before or after the model: a function of the tensors, in order, that returns a tensor or a tuple of them."""
+
+    function: str
 
 
 class WarmupTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,14 +93,29 @@ class Document(msgspec.Struct, forbid_unknown_fields=True):
     factory: str | None = None
     weights: str | None = None
     program: str | None = None
+    dimensions: dict[str, DimensionTable] = {}
+    preprocess: tuple[Normalize | PythonStep, ...] = ()
+    postprocess: tuple[Softmax | Classify | PythonStep, ...] = ()
     idempotent: bool = True
     required: bool = True
+    cuda_graphs: bool = False
     warmup: WarmupTable | None = None
     knobs: dict[str, Any] = {}
     """Values are Knobs once `read_document` returns; msgspec would not name the key at fault."""
 
 
-_TABLES: dict[str, type[msgspec.Struct]] = {"inputs": InputTable, "outputs": OutputTable, "warmup": WarmupTable}
+_TABLES: dict[str, type[msgspec.Struct]] = {
+    "inputs": InputTable,
+    "outputs": OutputTable,
+    "warmup": WarmupTable,
+    "dimensions": DimensionTable,
+}
+_CHOICES = {
+    "preprocess": "normalize, python",
+    "postprocess": "softmax, classify, python",
+    "channels": "first, last",
+}
+"""What may stand in a key of few values, or in the `op` of a list of steps."""
 
 
 def read_document(path: Path) -> Document:
@@ -121,10 +180,16 @@ def _wrong_form(path: Path, message: str) -> ManifestError:
     if found := re.fullmatch(r"Expected `(.*)`, got `(.*)`", message):
         expected, got = found.groups()
         return ManifestError(path, place or "the document", f"of type {got}", f"it must be of type {expected}")
+    if found := re.fullmatch(r"Invalid (?:enum )?value '(.*)'", message, re.DOTALL):
+        table, _, key = re.sub(r"\[.*\]", "", place).partition(".")
+        return ManifestError(path, place, shown(found[1]), f"use one of {_CHOICES[key if key != 'op' else table]}")
     return ManifestError(path, place or "the document", "malformed", message)
 
 
 def _suggestion(place: str, key: str) -> str:
-    known = _TABLES.get(re.split(r"[.\[]", place)[0], Document).__struct_fields__
+    table = re.split(r"[.\[]", place)[0]
+    if table in ("preprocess", "postprocess"):
+        return "the keys of each op are in docs/models.md"
+    known = _TABLES.get(table, Document).__struct_fields__
     near = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {near[0]}?" if near else f"the keys here are {', '.join(known)}"

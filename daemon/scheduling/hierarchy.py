@@ -3,6 +3,7 @@
 Each level is one field of an Offer, so the hierarchy is the comparison of tuples, left to right.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .batching import release_at_ns, release_reason
@@ -29,10 +30,14 @@ class Offer(NamedTuple):
     reason: ReleaseReason
 
 
-def best_offer(now: int, worker: Worker, ageing_ns: int, *, draining: bool) -> Offer | None:
-    """What should be released to `worker`, which has a free place; None: waiting is better."""
+def best_offer(
+    now: int, worker: Worker, waiting: Iterable[ModelQueue], ageing_ns: int, *, draining: bool
+) -> Offer | None:
+    """What of the models with requests should be released to `worker`, which has a free place; None: better wait."""
     best: Offer | None = None
-    for model in worker.models.values():
+    for model in waiting:
+        if worker.id not in model.replicas:
+            continue
         for bucket in model.waiting:
             cost = model.costs.of(bucket.key, worker.device)
             reason = release_reason(now, bucket, cost, model.policy, idle=not worker.in_flight, draining=draining)

@@ -26,6 +26,7 @@ class ModelQueue:
     """The queue of one model, and all that belongs to the model."""
 
     __slots__ = (
+        "_waiting_models",
         "accounts",
         "balance",
         "buckets",
@@ -55,7 +56,16 @@ class ModelQueue:
         "waiting",
     )
 
-    def __init__(self, key: int, name: str, policy: ModelPolicy, *, idempotent: bool) -> None:
+    def __init__(
+        self,
+        key: int,
+        name: str,
+        policy: ModelPolicy,
+        waiting_models: "dict[ModelQueue, None] | None" = None,
+        *,
+        idempotent: bool,
+    ) -> None:
+        """`waiting_models` is the scheduler's: this model is in it whenever something waits here."""
         self.key = key
         self.name = name
         self.idempotent = idempotent
@@ -74,6 +84,7 @@ class ModelQueue:
         self.buckets: dict[Hashable, BucketQueue] = {}
         self.waiting: dict[BucketQueue, None] = {}
         """The buckets with requests, in the order in which they got their first."""
+        self._waiting_models = {} if waiting_models is None else waiting_models
         self.queued = 0
         """Requests that wait."""
         self.accounts: dict[str, Account] = {}
@@ -110,6 +121,8 @@ class ModelQueue:
         if bucket is None:
             bucket = self.buckets[request.bucket] = BucketQueue(self, request.bucket)
         if not bucket.count:
+            if not self.waiting:
+                self._waiting_models[self] = None
             self.waiting[bucket] = None
         bucket.push(request)
         self.queued += 1
@@ -166,6 +179,7 @@ class ModelQueue:
             if len(self.buckets) > BUCKETS_KEPT:
                 del self.buckets[bucket.key]
             if not self.waiting:
+                del self._waiting_models[self]
                 self.accounts.clear()
 
     def joined_account(self, tenant: str) -> Account:

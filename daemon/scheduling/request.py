@@ -56,7 +56,6 @@ class Request:
 
     def __init__(
         self,
-        *,
         model: int,
         bucket: Hashable,
         tenant: str,

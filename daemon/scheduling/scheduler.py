@@ -34,8 +34,8 @@ worker that has nothing else in flight (it is *reserved*: it empties its pipelin
 convicts the right one (recovery.py).
 
 Cost: submit() and the share of a request in dispatch() and complete() are O(log tenants), and constant with one
-tenant; a released batch costs a look at every model and bucket that has requests waiting, which are few. Removing a
-request from the middle is lazy: it loses its home, and its entries are dropped when they come to a front.
+tenant; a released batch costs a look at every model and bucket that has requests waiting, and none at the others.
+Removing a request from the middle is lazy: it loses its home, and its entries are dropped when they come to a front.
 Queues are bounded by admission (admission.py); everything else here is proportional to what is queued.
 """
 
@@ -67,6 +67,8 @@ class Scheduler(Generic[R]):
         self._policy = policy or GlobalPolicy()
         self._models: dict[int, ModelQueue] = {}
         self._workers: dict[int, Worker] = {}
+        self._waiting: dict[ModelQueue, None] = {}
+        """The models for which something waits: what is decided costs nothing for the others, however many they are."""
         self._draining = False
         self._submitted = 0
         self._released = 0
@@ -110,7 +112,7 @@ class Scheduler(Generic[R]):
 
     def _collect_overdue(self, now: int) -> None:
         self._deadline_ns = _NEVER
-        for model in self._models.values():
+        for model in list(self._waiting):
             self._overdue += model.take_overdue(now)
             for bucket in model.waiting:
                 self._deadline_ns = min(self._deadline_ns, bucket.earliest_deadline_ns)
@@ -120,7 +122,7 @@ class Scheduler(Generic[R]):
     def dispatch(self, now: int) -> list[Batch[R]]:
         """All batches that should go to workers now, one per worker and round."""
         batches: list[Batch[R]] = []
-        changed = True
+        changed = bool(self._waiting)
         while changed:
             changed = False
             for worker in self._workers.values():
@@ -140,7 +142,7 @@ class Scheduler(Generic[R]):
     def _next_batch(self, now: int, worker: Worker) -> Batch[R] | None:
         if now >= self._deadline_ns:
             self._collect_overdue(now)
-        offer = best_offer(now, worker, self._policy.ageing_ns, draining=self._draining)
+        offer = best_offer(now, worker, self._waiting, self._policy.ageing_ns, draining=self._draining)
         if offer is None:
             return None
         if offer.leader.solo:
@@ -201,10 +203,9 @@ class Scheduler(Generic[R]):
         if self._overdue:
             return self._overdue[0].deadline_ns
         wake_ns = _NEVER
-        for model in self._models.values():
-            if model.waiting:
-                release_ns = next_release_ns(model, draining=self._draining)
-                wake_ns = min(wake_ns, self._deadline_ns, _NEVER if release_ns is None else release_ns)
+        for model in self._waiting:
+            release_ns = next_release_ns(model, draining=self._draining)
+            wake_ns = min(wake_ns, self._deadline_ns, _NEVER if release_ns is None else release_ns)
         return None if wake_ns == _NEVER else wake_ns
 
     def drain(self, now: int) -> None:  # noqa: ARG002 - as in cancel()
@@ -222,7 +223,7 @@ class Scheduler(Generic[R]):
     def add_model(self, key: int, name: str, policy: ModelPolicy, *, idempotent: bool) -> None:
         """A model version can be asked for; it has no replica and none is expected yet."""
         assert key not in self._models
-        self._models[key] = ModelQueue(key, name, policy, idempotent=idempotent)
+        self._models[key] = ModelQueue(key, name, policy, self._waiting, idempotent=idempotent)
 
     def set_policy(self, key: int, policy: ModelPolicy) -> None:
         """Obey other settings for this model from now on; nothing is lost or doubled."""
@@ -285,9 +286,14 @@ class Scheduler(Generic[R]):
         self._workers[worker_id].remove_model(key)
 
     @property
+    def has_work(self) -> bool:
+        """Whether expire() or dispatch() could do anything, now or later, without another event."""
+        return bool(self._waiting or self._overdue)
+
+    @property
     def queued(self) -> int:
         """Requests that wait, those included that expire() has yet to return."""
-        return sum(model.queued for model in self._models.values()) + len(self._overdue)
+        return sum(model.queued for model in self._waiting) + len(self._overdue)
 
     def statistics(self) -> SchedulerStatistics:
         """All counters now."""

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Final
 
-from tensord.ipc.tensors import TensorSpec
-
 from .. import messages as m
 from ..exits import Exit
 from ..models.manifest import Manifest
@@ -55,9 +53,11 @@ class Catalog:
                 manifest.name,
                 manifest.version,
                 self.labels(manifest),
-                tuple(_info(spec) for spec in manifest.inputs),
-                tuple(_info(spec) for spec in manifest.outputs),
+                tuple(map(m.TensorInfo.of, manifest.inputs)),
+                tuple(map(m.TensorInfo.of, manifest.outputs)),
                 manifest.idempotent,
+                manifest.shapes.buckets,
+                manifest.shapes.counts,
             )
             for index, manifest in self._manifests.items()
         ]
@@ -72,7 +72,3 @@ class Catalog:
     def manifests(self) -> dict[int, Manifest]:
         """All, by index."""
         return dict(self._manifests)
-
-
-def _info(spec: TensorSpec) -> m.TensorInfo:
-    return m.TensorInfo(spec.name, int(spec.dtype), spec.shape, spec.labels)

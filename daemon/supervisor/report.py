@@ -3,7 +3,7 @@
 import os
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from tensord.ipc.statistics import Block, Counter, Phase, Word, merge
 
@@ -13,17 +13,6 @@ from .workers import WorkerPlace
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
-
-PHASES_SHOWN: Final = (
-    Phase.REQUEST,
-    Phase.RECEIVE,
-    Phase.QUEUE,
-    Phase.COPY_IN,
-    Phase.COMPUTE,
-    Phase.COPY_OUT,
-    Phase.REPLY,
-    Phase.LOAD,
-)
 
 
 def report(supervisor: "Supervisor") -> control.InstanceStatus:
@@ -67,6 +56,18 @@ def _frontend(supervisor: "Supervisor") -> control.FrontendStatus:
     )
 
 
+def _device_memory(words: memoryview) -> control.DeviceMemory | None:
+    if not words[Word.DEVICE_TOTAL_BYTES]:
+        return None
+    return control.DeviceMemory(
+        allocated_bytes=words[Word.DEVICE_ALLOCATED_BYTES],
+        free_bytes=words[Word.DEVICE_FREE_BYTES],
+        total_bytes=words[Word.DEVICE_TOTAL_BYTES],
+        pinned_bytes=words[Word.PINNED_BYTES],
+        unpinned_bytes=words[Word.UNPINNED_BYTES],
+    )
+
+
 def _worker(place: WorkerPlace) -> control.WorkerStatus:
     return control.WorkerStatus(
         device=place.device,
@@ -78,6 +79,8 @@ def _worker(place: WorkerPlace) -> control.WorkerStatus:
         restarts=place.restarts,
         memory_bytes=place.page.block.words[Word.MEMORY_BYTES],
         models_loaded=len(place.loaded),
+        device_memory=_device_memory(place.page.block.words),
+        notes=list(place.notes.values()),
     )
 
 
@@ -86,7 +89,7 @@ def _model(
 ) -> control.ModelStatus:
     statistics = merge(blocks, index)
     phases = {}
-    for phase in PHASES_SHOWN:
+    for phase in Phase:
         histogram = statistics.phase(phase)
         phases[phase.name.lower()] = control.PhaseTimes(
             histogram.count,
@@ -101,6 +104,7 @@ def _model(
         required=manifest.required,
         counters={counter.name.lower(): statistics[counter] for counter in Counter},
         phases=phases,
+        memory_bytes={place.device: place.model_bytes.get(index, 0) for place in places if index in place.loaded},
     )
 
 

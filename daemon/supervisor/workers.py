@@ -53,6 +53,10 @@ class WorkerPlace:
         self.child: Child | None = None
         self.loaded: set[int] = set()
         self.broken: dict[int, str] = {}
+        self.model_bytes: dict[int, int] = {}
+        """What the process held more when it had loaded a model."""
+        self.notes: dict[str, str] = {}
+        """What the process says that an operator should know, by subject."""
         self.rings: Rings | None = None
         self.generation = 0
         """Counts this place's rings; with a new front end or a new process there are new ones."""
@@ -100,6 +104,7 @@ class WorkerPlace:
         self.child = None
         culprit, self._loading = self._loading, None
         self.loaded.clear()
+        self.notes.clear()
         self.broken = dict(self._given_up)
         self._pending.clear()
         if self.rings is not None:
@@ -207,10 +212,11 @@ class WorkerPlace:
             case m.ChannelOpened(generation):
                 if self.rings is not None and generation == self.rings.generation:
                     self._host.channel_opened(self, self.rings)
-            case m.ModelLoaded(index, load_ms):
-                self._log.info("model ready", index=index, load_ms=round(load_ms))
+            case m.ModelLoaded(index, load_ms, memory_bytes):
+                self._log.info("model ready", index=index, load_ms=round(load_ms), memory_bytes=memory_bytes)
                 self._loading = None
                 self.loaded.add(index)
+                self.model_bytes[index] = memory_bytes
                 self._host.model_loaded(self, index)
                 self._load_next()
             case m.ModelBroken(index, reason):
@@ -219,10 +225,19 @@ class WorkerPlace:
                 self.broken[index] = reason
                 self._host.model_broken(self, index, reason)
                 self._load_next()
+            case m.WorkerNoted(subject, sentence):
+                self._note(subject, sentence)
             case m.DeviceBroken(reason):
                 self._host.device_broken(self, reason)
             case m.KnobsApplied(epoch):
                 self._host.knobs_applied(self.name, epoch)
+
+    def _note(self, subject: str, sentence: str) -> None:
+        if sentence:
+            self._log.warning("worker noted", subject=subject, note=sentence)
+            self.notes[subject] = sentence
+        else:
+            self.notes.pop(subject, None)
 
     @property
     def uptime_s(self) -> float:

@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
 
     # torch sizes its thread pools when it is imported: not before the affinity is set.
     from ..messages import DeviceBroken, Link
-    from .device import DeviceUnusable, open_device
+    from .device import DeviceLost, DeviceUnusable, open_device
     from .loop import Worker
 
     link = Link(socket.socket(fileno=int(control_fd)))
@@ -30,7 +30,10 @@ def main(arguments: list[str]) -> None:
     except DeviceUnusable as error:
         link.send(DeviceBroken(str(error)))
         sys.exit(str(error))
-    Worker(link, device).run()
+    try:
+        Worker(link, device).run()
+    except DeviceLost as error:
+        sys.exit(str(error))  # the supervisor starts a successor
 
 
 if __name__ == "__main__":

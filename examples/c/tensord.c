@@ -366,6 +366,13 @@ static bool read_spec(struct reader *meta, struct tensord_spec *spec) {
     if (spec->ndim >= TENSORD_DIMENSIONS_MAX || !unpack_shape(meta, spec->ndim, spec->shape))
         return false;
     take(meta, name_bytes);
+    spec->is_fixed = true;
+    for (uint64_t i = 0; i < spec->ndim; i++)
+        if (spec->shape[i] == 0) { /* free: its maximum and name follow; this client sends fixed shapes only */
+            unpack(meta, "8112", (uint64_t *[]){NULL, NULL, &name_bytes, NULL});
+            take(meta, name_bytes);
+            spec->is_fixed = false;
+        }
     spec->labels = meta->at;
     for (uint64_t i = 0; i < spec->label_count && label_bytes <= TENSORD_LABEL_BYTES_MAX && !meta->overrun; i++) {
         unpack(meta, "2", (uint64_t *[]){&label_bytes});
@@ -399,13 +406,16 @@ bool tensord_open(struct tensord *client, const char *name, struct tensord_model
     if (frame == NULL)
         return false;
     bool good = read_model(frame, model, &inputs, &outputs);
-    if (good && inputs == 1 && outputs == 1) {
+    bool is_single = inputs == 1 && outputs == 1, is_fixed = model->input.is_fixed && model->output.is_fixed;
+    if (good && is_single && is_fixed) {
         model->memory = frame;
         return true;
     }
     free(frame);
-    return good ? fail(error, TENSORD_BAD_REQUEST, "%s has more than one input and one output", name)
-                : unreadable(client, error);
+    if (!good)
+        return unreadable(client, error);
+    const char *what = is_single ? "free dimensions" : "more than one input and one output";
+    return fail(error, TENSORD_BAD_REQUEST, "%s has %s", name, what);
 }
 
 void tensord_label(const struct tensord_spec *spec, uint64_t index, char label[TENSORD_LABEL_BYTES_MAX + 1]) {

@@ -28,6 +28,7 @@ struct tensord_spec { /* the input or the output of a model */
     uint64_t shape[TENSORD_DIMENSIONS_MAX - 1]; /* of one row */
     uint64_t label_count;                       /* names of the elements of the last dimension */
     const uint8_t *labels;                      /* for tensord_label */
+    bool is_fixed;                              /* no dimension is free */
 };
 
 struct tensord_model {

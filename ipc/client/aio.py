@@ -3,12 +3,13 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
 from ..errors import ClientClosed, ConnectionLost, TensordError
 from ..limits import CLIENT_TIMEOUT_S
+from ..tensors import NO_SIZES
 from ..wire import ModelEntry
 from .aio_connection import AsyncConnection
 from .arena import ARENA_BYTES, ArenaSlot
@@ -86,9 +87,17 @@ class AsyncClient:
         """As `infer`, in a task of its own: await it for the outputs, cancel it to give the inference up."""
         return asyncio.ensure_future(self._infer(InferRequest(model, inputs, timeout, priority, session)))
 
-    def lease(self, model: str, rows: int = 1, *, timeout: float = CLIENT_TIMEOUT_S) -> "Lease":
+    def lease(
+        self,
+        model: str,
+        rows: int = 1,
+        *,
+        sizes: Mapping[str, int] = NO_SIZES,
+        optional: Collection[str] = (),
+        timeout: float = CLIENT_TIMEOUT_S,
+    ) -> "Lease":
         """`async with client.lease("digits", rows=8) as slot`: memory shared with the daemon; see `Client.lease`."""
-        return Lease(self, model, rows, timeout)
+        return Lease(self, lambda session: lease(session, model, rows, sizes, optional), model, timeout)
 
     # ── the daemon ──────────────────────────────────────────────────────────────────────────────
 
@@ -272,15 +281,17 @@ class AsyncSlot(LeasedSlot):
 class Lease:
     """What `AsyncClient.lease` returns: `async with` leases the slot and gives it back; `await` only leases it."""
 
-    def __init__(self, client: AsyncClient, name: str, rows: int, timeout: float) -> None:
+    def __init__(
+        self, client: AsyncClient, flow_of: Callable[[ClientSession], Flow[ArenaSlot]], name: str, timeout: float
+    ) -> None:
         self._client = client
+        self._flow_of = flow_of
         self._name = name
-        self._rows = rows
         self._timeout = timeout
         self._slot: AsyncSlot | None = None
 
     async def _open(self) -> AsyncSlot:
-        slot = await self._client._run(lambda session: lease(session, self._name, self._rows), self._timeout)
+        slot = await self._client._run(self._flow_of, self._timeout)
         return AsyncSlot(self._client, self._name, slot)
 
     def __await__(self) -> Generator[Any, None, AsyncSlot]:

@@ -9,7 +9,7 @@ and nothing else, alive.
 import mmap
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..errors import ArenaQuotaExceeded, BadRequest, InternalError, SlotInUse, T
 from ..limits import ARENAS_PER_CONNECTION_MAX
 from ..tensors import align
 from .arrays import Array
-from .model import RowPlan
+from .model import RequestPlan
 
 ARENA_BYTES: Final = 64 * 1024 * 1024
 """Size of a client's first arena unless one request needs more: a hundred images of 588 KiB."""
@@ -46,16 +46,22 @@ class ClientArena:
 class ArenaSlot:
     """A leased range of an arena. Its inputs are arrays to write, its outputs arrays to read after an answer."""
 
-    def __init__(self, pool: "ArenaPool", arena: ClientArena, base: int, plan: RowPlan) -> None:
+    def __init__(self, pool: "ArenaPool", arena: ClientArena, base: int, plan: RequestPlan) -> None:
         self.pool = pool
         self.arena = arena
         self.base = base
         self.plan = plan
-        views = plan.views(arena.memory, base)
-        self.inputs = views[: len(plan.spec.inputs)]
-        self.outputs = views[len(plan.spec.inputs) :]
+        self.inputs = plan.input_views(arena.memory, base)
+        """The inputs that it holds, by name."""
+        self.outputs = plan.output_views(arena.memory, base)
+        """The outputs by name, as large as they may be."""
         self.in_flight = False
         self.released = False
+
+    def results(self, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
+        """The outputs in the model's order; of these shapes, where their sizes came from the data."""
+        outputs = self.plan.output_views(self.arena.memory, self.base, shapes) if shapes else self.outputs
+        return list(outputs.values())
 
     def begin(self) -> None:
         """A request will run in the slot. Raises SlotInUse while another one does."""
@@ -93,7 +99,7 @@ class ArenaPool:
         self._arenas: list[ClientArena] = []
         self._attaching = False
 
-    def lease(self, plan: RowPlan) -> ArenaSlot | None:
+    def lease(self, plan: RequestPlan) -> ArenaSlot | None:
         """A slot in the first arena that has room for it, or None."""
         with self.lock:
             for arena in self._arenas:

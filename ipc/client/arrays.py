@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..errors import BadRequest, TooManyRows, WrongDType, WrongShape, WrongTensors
-from ..tensors import DType, ModelSpec, TensorSpec, shape_text
+from ..tensors import Dimension, DType, ModelSpec, TensorSpec, free_dimensions, shape_text
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Tensor: TypeAlias = Any
@@ -23,12 +23,22 @@ Outputs: TypeAlias = Any
 """One tensor from a model with one output, otherwise every output by its name."""
 
 
+class Extent(NamedTuple):
+    """What tells one request's form from another's of the same model."""
+
+    rows: int
+    sizes: tuple[int, ...] = ()
+    """Of the free dimensions of the inputs, in the model's order."""
+    omitted: tuple[int, ...] = ()
+    """Indices of optional inputs that it leaves out."""
+
+
 class Prepared(NamedTuple):
     """Inputs that agree with the model."""
 
     arrays: list[Array]
-    """In the model's order, C-contiguous, native byte order."""
-    rows: int
+    """Those that are not left out, in the model's order, C-contiguous, native byte order."""
+    extent: Extent
     is_torch: bool
     """Whether one of them was given as a torch tensor: the outputs are then returned as such."""
 
@@ -42,12 +52,14 @@ def prepare_inputs(spec: ModelSpec, inputs: Inputs) -> Prepared:
         form = spec.inputs[0]
         shape = inputs.shape
         if inputs.dtype == form.dtype.numpy and shape[1:] == form.shape and shape and 1 <= shape[0] <= spec.rows_max:
-            return Prepared([inputs], shape[0], False)
+            return Prepared([inputs], Extent(shape[0]), False)
     given = _in_order(spec, inputs)
     arrays = []
     rows = -1
+    sizes: dict[str, int] = {}
     is_torch = False
-    for tensor_spec, tensor in zip(spec.inputs, given, strict=True):
+    for index, tensor in given.items():
+        tensor_spec = spec.inputs[index]
         if type(tensor) is np.ndarray:
             array = tensor
         elif is_torch_tensor(tensor):
@@ -60,30 +72,53 @@ def prepare_inputs(spec: ModelSpec, inputs: Inputs) -> Prepared:
         shape = array.shape
         if rows < 0 and shape:
             rows = shape[0]
-        if shape[:1] != (rows,) or shape[1:] != tensor_spec.shape:
-            raise WrongShape(spec.name, tensor_spec.name, _expected(tensor_spec, rows, given), shape_text(shape))
+        if shape[:1] != (rows,) or not _takes_sizes(tensor_spec, shape[1:], sizes):
+            expected = _expected(tensor_spec, rows, sizes, len(given))
+            raise WrongShape(spec.name, tensor_spec.name, expected, shape_text(shape))
         arrays.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
     if not 1 <= rows <= spec.rows_max:
         raise TooManyRows(spec.name, rows, spec.rows_max)
-    return Prepared(arrays, rows, is_torch)
+    omitted = tuple(index for index in range(len(spec.inputs)) if index not in given)
+    extent = Extent(rows, tuple(sizes[each.name] for each in free_dimensions(spec.inputs)), omitted)
+    return Prepared(arrays, extent, is_torch)
 
 
-def _in_order(spec: ModelSpec, inputs: Inputs) -> Sequence[Tensor]:
-    """The tensors in the model's order."""
+def _takes_sizes(spec: TensorSpec, row_shape: tuple[int, ...], sizes: dict[str, int]) -> bool:
+    """Whether a row's shape is the model's; the first input that has a free dimension says its size for all."""
+    if not spec.dimensions:
+        return row_shape == spec.shape
+    if len(row_shape) != len(spec.shape):
+        return False
+    for size, each in zip(row_shape, spec.shape, strict=True):
+        if not isinstance(each, Dimension):
+            if size != each:
+                return False
+        elif not 1 <= size <= each.max or sizes.setdefault(each.name, size) != size:
+            return False
+    return True
+
+
+def _in_order(spec: ModelSpec, inputs: Inputs) -> dict[int, Tensor]:
+    """The tensors by index, in the model's order. Optional ones may be missing."""
     names = [tensor.name for tensor in spec.inputs]
+    required = [index for index, tensor in enumerate(spec.inputs) if not tensor.optional]
     if isinstance(inputs, Mapping):
-        if set(inputs) != set(names):
+        found = {index: inputs[name] for index, name in enumerate(names) if name in inputs}
+        if len(found) != len(inputs) or any(index not in found for index in required):
             raise WrongTensors(spec.name, names, [str(name) for name in inputs])
-        return [inputs[name] for name in names]
-    if len(names) != 1:
+        return found
+    if len(required) != 1:
         raise WrongTensors(spec.name, names, ["one tensor without a name"])
-    return (inputs,)
+    return {required[0]: inputs}
 
 
-def _expected(tensor_spec: TensorSpec, rows: int, given: Sequence[Tensor]) -> str:
-    """The shape to ask for: with several inputs, the first one says how many rows the others have."""
-    first = rows if len(given) > 1 and rows >= 0 else "rows"
-    return shape_text((first, *tensor_spec.shape))
+def _expected(spec: TensorSpec, rows: int, sizes: Mapping[str, int], given: int) -> str:
+    """The shape to ask for: with several inputs, the first one says how many rows and which sizes the others have."""
+    first = rows if given > 1 and rows >= 0 else "rows"
+    shape = [
+        sizes.get(each.name, f"{each} ≤ {each.max}") if isinstance(each, Dimension) else each for each in spec.shape
+    ]
+    return shape_text((first, *shape))
 
 
 def _native(spec: ModelSpec, tensor_spec: TensorSpec, array: Array) -> Array:

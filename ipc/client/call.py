@@ -6,7 +6,7 @@ from typing import Any
 from ..errors import TensordError
 from ..wire import FrameType
 from .arrays import Array
-from .model import Form, RowPlan
+from .model import Form, RequestPlan
 
 
 class Ticket:
@@ -47,6 +47,7 @@ class Call(Ticket):
         "result_bytes",
         "result_headers",
         "returned",
+        "shapes",
         "value",
     )
 
@@ -59,7 +60,9 @@ class Call(Ticket):
         self.error: TensordError | None = None
         self.arrays: list[Array] = []
         """Inline outputs, filled when done; empty in the arena lane."""
-        self.plan: RowPlan | None = None
+        self.shapes: list[tuple[int, ...]] = []
+        """Shapes of the outputs in the arena, where their sizes came from the data."""
+        self.plan: RequestPlan | None = None
         """Of an inference: what was asked for."""
         self.forms: list[Form] = []
         """What `arrays` are to be."""

@@ -4,7 +4,7 @@ A flow is a generator. It yields what it needs done: a `Send`, or a `Ticket` to 
 does so, or throws the error that came in the way into it. It returns its result.
 """
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from ..errors import (
 )
 from .arena import ArenaSlot
 from .call import Call, Ticket
-from .model import OpenedModel, RowPlan
+from .model import OpenedModel, RequestPlan
 from .request import Buffer, InferRequest, fits_inline, takes_arena
 from .session import ClientSession
 
@@ -80,7 +80,7 @@ def start(session: ClientSession, request: InferRequest) -> Flow[Call]:
     if slot is None:
         return (yield from _send(session, request, *request.start_inline(session, plan, arrays)))
     request.slot = slot
-    for view, array in zip(slot.inputs, arrays, strict=True):
+    for view, array in zip(slot.inputs.values(), arrays, strict=True):
         np.copyto(view, array)
     return (yield from _send(session, request, *request.start_arena(session, slot)))
 
@@ -116,16 +116,21 @@ def _send(session: ClientSession, request: InferRequest, call: Call, buffers: li
 # ── arenas ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def lease(session: ClientSession, model: str, rows: int) -> Flow[ArenaSlot]:
-    """A slot for the user. Raises ArenaQuotaExceeded when there is no room and may be no further arena."""
+def lease(
+    session: ClientSession, model: str, rows: int, sizes: Mapping[str, int], optional: Collection[str]
+) -> Flow[ArenaSlot]:
+    """A slot for the user.
+
+    Raises BadRequest, TooManyRows, and ArenaQuotaExceeded when there is no room and may be no further arena.
+    """
     opened = session.models.get(model)
     if opened is None:
         opened = yield from open_model(session, model)
-    plan = opened.plan(opened.check_rows(rows))
+    plan = opened.plan(opened.extent(rows, sizes, optional))
     return (yield from _lease_or_attach(session, plan))
 
 
-def _lease_or_inline(session: ClientSession, plan: RowPlan) -> Flow[ArenaSlot | None]:
+def _lease_or_inline(session: ClientSession, plan: RequestPlan) -> Flow[ArenaSlot | None]:
     """A slot for a copy. Without one: None if the request can go inline, otherwise wait for others' slots."""
     try:
         return (yield from _lease_or_attach(session, plan))
@@ -144,7 +149,7 @@ def _lease_or_inline(session: ClientSession, plan: RowPlan) -> Flow[ArenaSlot | 
     raise ConnectionLost("it ended while the request waited for an arena") from error
 
 
-def _lease_or_attach(session: ClientSession, plan: RowPlan) -> Flow[ArenaSlot]:
+def _lease_or_attach(session: ClientSession, plan: RequestPlan) -> Flow[ArenaSlot]:
     """A slot, in a further arena if need be. Raises one of REFUSALS."""
     pool = session.pool
     slot = pool.lease(plan)

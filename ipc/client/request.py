@@ -13,7 +13,7 @@ from ..limits import HELLO_TIMEOUT_S, PRIORITY_CLASSES
 from .arena import ArenaSlot
 from .arrays import Array, Inputs, Outputs, arrange_outputs, as_bytes, prepare_inputs
 from .call import Call
-from .model import OpenedModel, RowPlan
+from .model import OpenedModel, RequestPlan
 from .session import ClientSession
 
 INLINE_BYTES_MAX: Final = 256 * 1024
@@ -81,14 +81,14 @@ class InferRequest:
 
     # ── one attempt ─────────────────────────────────────────────────────────────────────────────
 
-    def prepare(self, opened: OpenedModel) -> tuple[RowPlan, list[Array]]:
+    def prepare(self, opened: OpenedModel) -> tuple[RequestPlan, list[Array]]:
         """Check the inputs against the model as it is now. Raises what `prepare_inputs` does."""
         self.opened = opened
         prepared = prepare_inputs(opened.spec, self.inputs)
         self.is_torch = prepared.is_torch
-        return opened.plan(prepared.rows), prepared.arrays
+        return opened.plan(prepared.extent), prepared.arrays
 
-    def start_inline(self, session: ClientSession, plan: RowPlan, arrays: list[Array]) -> tuple[Call, list[Buffer]]:
+    def start_inline(self, session: ClientSession, plan: RequestPlan, arrays: list[Array]) -> tuple[Call, list[Buffer]]:
         """A call and what to send for it: head and payload."""
         call, head = session.infer_inline(plan, self.priority, self.deadline_ns, self.session)
         return call, [head, *(as_bytes(array).data for array in arrays)]
@@ -111,7 +111,8 @@ class InferRequest:
         slot = self.slot
         arrays = call.arrays
         if slot is not None:
-            arrays = slot.outputs if self.user_slot is not None else [output.copy() for output in slot.outputs]
+            views = slot.results(call.shapes)
+            arrays = views if self.user_slot is not None else [view.copy() for view in views]
         return arrange_outputs(self.opened.spec, arrays, as_torch=self.is_torch)
 
     def end_attempt(self) -> None:
@@ -137,12 +138,12 @@ class InferRequest:
         return self._attempts <= ATTEMPTS_MAX and now_ns < self.deadline_ns
 
 
-def takes_arena(plan: RowPlan, inline_bytes_max: int) -> bool:
+def takes_arena(plan: RequestPlan, inline_bytes_max: int) -> bool:
     """Whether a request is better, or only possible, in the arena lane."""
     return plan.input_bytes > min(INLINE_BYTES_MAX, inline_bytes_max) or plan.output_bytes > inline_bytes_max
 
 
-def fits_inline(plan: RowPlan, inline_bytes_max: int) -> bool:
+def fits_inline(plan: RequestPlan, inline_bytes_max: int) -> bool:
     """Whether a request is possible without an arena."""
     return max(plan.input_bytes, plan.output_bytes) <= inline_bytes_max
 

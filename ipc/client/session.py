@@ -21,10 +21,12 @@ different threads, or callbacks of one event loop, is the adapters' business (`c
 
 import itertools
 import math
+import operator
 import os
 import threading
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -40,11 +42,13 @@ from ..wire import (
     InferHead,
     Lane,
     ResultHead,
+    TensorHeader,
     Welcome,
     decode_arena,
     decode_error,
     decode_models,
     decode_opened,
+    decode_tensors,
     encode_arena,
     encode_open,
     frame,
@@ -52,7 +56,7 @@ from ..wire import (
 from .arena import ARENA_BYTES, ArenaPool, ArenaSlot
 from .arrays import as_bytes
 from .call import Call, RoomTicket, copy_error
-from .model import Form, OpenedModel, RowPlan
+from .model import Form, OpenedModel, RequestPlan
 
 MORE: Final = int(Flags.MORE)
 """An enumeration's own `&` costs a microsecond."""
@@ -140,14 +144,14 @@ class ClientSession:
         call = self.register(FrameType.MODELS)
         return call, frame(FrameType.LIST, call.request_id)
 
-    def infer_inline(self, plan: RowPlan, priority: int, deadline_ns: int, session: int) -> tuple[Call, bytes]:
+    def infer_inline(self, plan: RequestPlan, priority: int, deadline_ns: int, session: int) -> tuple[Call, bytes]:
         """INFER without its payload, which follows it, to be admitted. Outputs come into `call.arrays`."""
         call = Call(next(self._request_ids), FrameType.RESULT)
         call.plan = plan
         call.forms = plan.output_forms
         call.result_headers = plan.output_headers
         call.result_bytes = plan.output_bytes
-        head = InferHead(plan.handle, priority, len(plan.spec.inputs), 0, deadline_ns, session)
+        head = InferHead(plan.handle, priority, len(plan.inputs), 0, deadline_ns, session)
         return call, head.encode(call.request_id, plan.input_headers, plan.input_bytes)
 
     def infer_arena(
@@ -160,7 +164,7 @@ class ClientSession:
         call.plan = plan
         call.result_headers = plan.arena_result_headers(number, slot.base)
         call.returned = slot.answered
-        head = InferHead(handle, priority, len(plan.spec.inputs), len(plan.spec.outputs), deadline_ns, session)
+        head = InferHead(handle, priority, len(plan.inputs), len(plan.spec.outputs), deadline_ns, session)
         return call, head.encode(call.request_id, plan.arena_headers(number, slot.base), 0)
 
     def forget(self, call: Call) -> None:
@@ -236,6 +240,9 @@ class ClientSession:
     def _result_started(self, call: Call, meta: memoryview, payload_bytes: int) -> list[memoryview] | None:
         if meta[RESULT.size :] == call.result_headers and payload_bytes == call.result_bytes:
             forms = call.forms
+        elif not call.forms and call.plan is not None and call.plan.has_data_sizes:
+            call.shapes = _arena_shapes(meta, call, payload_bytes)
+            forms = []
         else:
             forms = _inline_forms(meta, len(call.forms), payload_bytes)
         if payload_bytes:
@@ -352,3 +359,23 @@ def _inline_forms(meta: memoryview, outputs: int, payload_bytes: int) -> list[Fo
     if promised != payload_bytes:
         raise BadFrame(f"a RESULT's headers promise {promised} bytes, and its payload has {payload_bytes}")
     return [(header.shape, header.dtype.numpy) for header in headers]
+
+
+def _arena_shapes(meta: memoryview, call: Call, payload_bytes: int) -> list[tuple[int, ...]]:
+    """Shapes of outputs in the call's slot whose sizes came from the data. Raises BadFrame."""
+    _, headers = ResultHead.decode(meta)
+    assert call.plan is not None
+    largest = decode_tensors(memoryview(call.result_headers), len(call.plan.spec.outputs))
+    if payload_bytes or len(headers) != len(largest) or not all(map(_lies_within, headers, largest)):
+        raise BadFrame("a RESULT's outputs are not what its request asked for")
+    return [header.shape for header in headers]
+
+
+def _lies_within(header: TensorHeader, largest: TensorHeader) -> bool:
+    """Whether an output starts where the largest possible one would, and is no larger."""
+    return (
+        replace(header, shape=largest.shape, nbytes=largest.nbytes) == largest
+        and len(header.shape) == len(largest.shape)
+        and header.shape[0] == largest.shape[0]
+        and all(map(operator.le, header.shape, largest.shape))
+    )

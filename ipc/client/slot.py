@@ -17,10 +17,10 @@ class LeasedSlot:
         spec = slot.plan.spec
         self.model = Model.of(spec)
         self.rows = slot.plan.rows
-        self.inputs: dict[str, Array] = dict(zip(self.model.inputs, slot.inputs, strict=True))
+        self.inputs = slot.inputs
         """Writable arrays by name, of shape (rows, …). They hold what the slot was last used for."""
-        self.outputs: dict[str, Array] = dict(zip(self.model.outputs, slot.outputs, strict=True))
-        """Where the outputs will be."""
+        self.outputs = slot.outputs
+        """Where the outputs will be; where their sizes come from the data, only `infer` knows how much of it is."""
         self._name = name
         self._slot = slot
 

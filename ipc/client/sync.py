@@ -3,12 +3,13 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TypeVar
 
 from ..errors import ClientClosed, ConnectionLost, TensordError
 from ..limits import CLIENT_TIMEOUT_S
+from ..tensors import NO_SIZES
 from ..wire import ModelEntry
 from .arena import ARENA_BYTES, ArenaSlot
 from .arrays import Inputs, Outputs
@@ -101,12 +102,21 @@ class Client:
         """
         return self._submit(InferRequest(model, inputs, timeout, priority, session))
 
-    def lease(self, model: str, rows: int = 1, *, timeout: float = CLIENT_TIMEOUT_S) -> "Slot":
+    def lease(
+        self,
+        model: str,
+        rows: int = 1,
+        *,
+        sizes: Mapping[str, int] = NO_SIZES,
+        optional: Collection[str] = (),
+        timeout: float = CLIENT_TIMEOUT_S,
+    ) -> "Slot":
         """Memory shared with the daemon for one request of `rows` rows: written and read in place, never copied.
 
+        `sizes` has the model's free dimensions by name; of its optional inputs the slot holds those that are named.
         Raises ArenaQuotaExceeded when all arenas are leased and the daemon allows no further one.
         """
-        return Slot(self, model, self._run(lambda session: lease(session, model, rows), timeout))
+        return Slot(self, model, self._run(lambda session: lease(session, model, rows, sizes, optional), timeout))
 
     # ── the daemon ──────────────────────────────────────────────────────────────────────────────
 

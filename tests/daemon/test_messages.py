@@ -10,15 +10,34 @@ import pytest
 
 from tensord.daemon import messages as m
 from tensord.daemon.messages import Link, LinkClosed
-from tensord.ipc.limits import LABELS_MAX, META_BYTES_MAX, NAME_BYTES_MAX, TENSORS_MAX
-from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
+from tensord.daemon.models.shapes import BUCKETS_MAX
+from tensord.ipc.limits import (
+    DATA_DIMENSIONS_MAX,
+    LABELS_MAX,
+    META_BYTES_MAX,
+    NAME_BYTES_MAX,
+    TENSOR_DIMENSIONS_MAX,
+    TENSORS_MAX,
+)
+from tensord.ipc.tensors import Dimension, DType, ModelSpec, TensorSpec, free_dimensions
 from tensord.ipc.wire import HEADER, encode_opened
 
 X = m.TensorInfo("x", DType.FLOAT32, (3, 4), ())
 Y = m.TensorInfo("y", DType.UINT8, (2,), ("no", "größer"))
+TOKENS, FOUND = Dimension("tokens", 256), Dimension("found", 100, from_data=True)
 
 EXAMPLES: list[m.AnyMessage] = [
-    m.ModelServed(1, "digits", 3, ("stable",), (X,), (Y, X), idempotent=False),
+    m.ModelServed(
+        1,
+        "digits",
+        3,
+        ("stable",),
+        (X, m.TensorInfo("mask", DType.INT64, (("tokens", 256, False),), optional=True)),
+        (Y, m.TensorInfo("boxes", DType.FLOAT32, (("found", 100, True), 4))),
+        idempotent=False,
+        buckets={"tokens": (16, 256)},
+        counts={"found": 0},
+    ),
     m.KnobValues(4, {"a": 1, "b": 0.5, "c": True, "d": "on"}, {"digits": {"a": 2}}, {"cpu:0": {}}),
     m.KnobsApplied(4),
     m.FrontendSetup(2, 2**63 - 1, 2**28, 65_536),
@@ -44,6 +63,7 @@ EXAMPLES: list[m.AnyMessage] = [
     m.WorkerStarted(2**30),
     m.ModelLoaded(1, 12.5),
     m.ModelBroken(1, "a reason"),
+    m.WorkerNoted("pinned memory", "a sentence"),
     m.ChannelOpened(7),
     m.DeviceBroken("no such device"),
 ]
@@ -95,6 +115,22 @@ def test_a_message_comes_through_as_it_was(links: Links, message: m.AnyMessage) 
     assert received(links[1]) == message
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        TensorSpec("x", DType.BFLOAT16, (3, 4), ("a", "b")),
+        TensorSpec("mask", DType.BOOL, (TOKENS,), optional=True),
+        TensorSpec("y", DType.INT8, (FOUND, 2, TOKENS)),
+        TensorSpec("z", DType.FLOAT64, ()),
+    ],
+)
+def test_a_specification_comes_through_as_it_was(links: Links, spec: TensorSpec) -> None:
+    links[0].send(m.ModelServed(1, "m", 1, (), (m.TensorInfo.of(spec),), (), idempotent=True))
+    served = received(links[1])
+    assert isinstance(served, m.ModelServed)
+    assert [info.spec for info in served.inputs] == [spec]
+
+
 def test_both_directions_are_independent(links: Links) -> None:
     links[0].send(m.Drain())
     links[1].send(m.Drained())
@@ -111,17 +147,25 @@ def test_what_is_no_message_is_an_error_and_not_a_guess(links: Links) -> None:
 
 
 def largest_served() -> m.ModelServed:
-    """What a manifest may ask for at most: a specification that fills one frame."""
+    """What a manifest may ask for at most: a specification that fills one frame, and the most buckets and counts."""
     name = "n" * NAME_BYTES_MAX
-    labels = tuple(f"{index:056}" for index in range(LABELS_MAX))
-    tensors = tuple(m.TensorInfo(f"{index:0100}", DType.FLOAT32, (2**20,), ()) for index in range(TENSORS_MAX))
+    labels = tuple(f"{index:053}" for index in range(LABELS_MAX))
+    names = iter(f"{index:0{NAME_BYTES_MAX}}" for index in range(TENSORS_MAX * (TENSOR_DIMENSIONS_MAX - 1)))
+    shapes = [
+        tuple((next(names), 2**31 - 1, False) for _ in range(TENSOR_DIMENSIONS_MAX - 1)) for _ in range(TENSORS_MAX)
+    ]
+    tensors = tuple(m.TensorInfo(f"{index:0100}", DType.INT8, shape, ()) for index, shape in enumerate(shapes))
     outputs = (m.TensorInfo("y", DType.FLOAT32, (LABELS_MAX,), labels), *tensors[1:])
-    return m.ModelServed(0, name, 1, ("stable",), tensors, outputs, True)
+    dimensions = [each.name for each in free_dimensions([tensor.spec for tensor in tensors])]
+    share = BUCKETS_MAX // len(dimensions)
+    buckets = {each: tuple(range(2**31 - share, 2**31)) for each in dimensions}
+    counts = {f"{index:0{NAME_BYTES_MAX}}": 15 for index in range(DATA_DIMENSIONS_MAX)}
+    return m.ModelServed(0, name, 1, ("stable",), tensors, outputs, True, buckets, counts)
 
 
 def test_the_largest_specification_that_a_client_can_be_sent_is_a_message(links: Links) -> None:
     served = largest_served()
-    specs = [TensorSpec(t.name, DType(t.dtype), t.shape, t.labels) for t in (*served.inputs, *served.outputs)]
+    specs = [tensor.spec for tensor in (*served.inputs, *served.outputs)]
     spec = ModelSpec(served.name, 1, tuple(specs[:TENSORS_MAX]), tuple(specs[TENSORS_MAX:]), 1, True)
     meta_bytes = len(encode_opened(1, 1, spec)) - HEADER.size
     assert 0.9 * META_BYTES_MAX < meta_bytes <= META_BYTES_MAX

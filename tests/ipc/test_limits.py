@@ -1,12 +1,13 @@
 """What the derivations in limits.py promise of one another."""
 
 import struct
+from collections.abc import Callable
 
 import pytest
 
 from tensord.daemon.knobs import KNOBS
 from tensord.ipc import limits
-from tensord.ipc.descriptors import CODE, DONE, encode_batch
+from tensord.ipc.descriptors import CODE, DONE, RaggedRequest, encode_batch, encode_done, encode_ragged
 from tensord.ipc.ring import CELL_BYTES, Consumer, Producer, cells_for
 from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
 from tensord.ipc.wire import HEADER, encode_opened
@@ -17,23 +18,41 @@ def largest_batch() -> bytes:
     return encode_batch(2**64 - 1, 0, limits.BATCH_REQUESTS_MAX, runs, runs)
 
 
-def test_three_of_the_largest_batches_fit_into_a_work_ring() -> None:
-    assert 3 * cells_for(len(largest_batch())) <= limits.RING_BYTES // CELL_BYTES
+def largest_ragged_batch() -> bytes:
+    """Every dimension of every input is free, and has a name of its own."""
+    sizes = (1,) * limits.TENSORS_MAX * (limits.TENSOR_DIMENSIONS_MAX - 1)
+    places, ranges = ((1, 64),) * limits.TENSORS_MAX, ((1, 64, 64),) * limits.TENSORS_MAX
+    requests = [RaggedRequest(1, sizes, places, ranges)] * limits.BATCH_REQUESTS_MAX
+    return encode_ragged(2**64 - 1, 0, limits.BATCH_REQUESTS_MAX, sizes, requests)
 
 
-def test_the_largest_batch_fits_into_an_empty_work_ring_wherever_it_stands() -> None:
-    cells = cells_for(len(largest_batch()))
+LARGEST = pytest.mark.parametrize("batch", [largest_batch, largest_ragged_batch])
+
+
+@LARGEST
+def test_three_of_the_largest_batches_fit_into_a_work_ring(batch: Callable[[], bytes]) -> None:
+    assert 3 * cells_for(len(batch())) <= limits.RING_BYTES // CELL_BYTES
+
+
+@LARGEST
+def test_the_largest_batch_fits_into_an_empty_work_ring_wherever_it_stands(batch: Callable[[], bytes]) -> None:
+    cells = cells_for(len(batch()))
     assert 2 * cells - 1 <= limits.RING_BYTES // CELL_BYTES, "with the most padding that can come before it"
 
 
-def test_an_answer_takes_at_most_33_cells() -> None:
+def longest_answer() -> bytes:
+    return encode_done(2**64 - 1, 0, [1] * limits.BATCH_REQUESTS_MAX * limits.DATA_DIMENSIONS_MAX)
+
+
+def test_an_answer_takes_at_most_257_cells() -> None:
+    assert cells_for(len(longest_answer())) == 257
     assert cells_for(DONE.size + CODE.size + limits.ERROR_BYTES_MAX) == 33
 
 
 def test_a_done_ring_holds_all_answers_that_can_be_outstanding() -> None:
     view = memoryview(bytearray(limits.DONE_RING_BYTES))
     producer, consumer = Producer(view, 1), Consumer(view, 1)
-    longest = bytes(DONE.size + CODE.size + limits.ERROR_BYTES_MAX)
+    longest = longest_answer()
     taken: list[int] = []
     for _ in range(200):  # several times around
         while len(taken) < limits.PIPELINE_DEPTH_MAX:

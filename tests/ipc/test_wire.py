@@ -21,7 +21,7 @@ from tensord.ipc.limits import (
     TENSOR_DIMENSIONS_MAX,
     TENSORS_MAX,
 )
-from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
+from tensord.ipc.tensors import Dimension, DType, ModelSpec, TensorSpec
 from tensord.ipc.wire import (
     HEADER,
     MAGIC,
@@ -51,8 +51,11 @@ tensor_specs = st.builds(
     TensorSpec,
     texts,
     st.sampled_from(DType),
-    st.lists(u64, max_size=TENSOR_DIMENSIONS_MAX - 1).map(tuple),
+    st.lists(
+        st.integers(1, 2**64 - 1) | st.builds(Dimension, texts, u64, st.booleans()), max_size=TENSOR_DIMENSIONS_MAX - 1
+    ).map(tuple),
     st.lists(texts, max_size=4).map(tuple),
+    st.booleans(),
 )
 model_specs = st.builds(
     ModelSpec,
@@ -290,11 +293,35 @@ def test_a_name_must_be_utf8() -> None:
         pytest.param(wire.SPEC.pack(9, 0, 0, 0, LABELS_MAX + 1), id="too many labels"),
         pytest.param(wire.SPEC.pack(9, 0, 0, 0, LABELS_MAX), id="labels that are not there"),
         pytest.param(wire.SPEC.pack(0, 0, 0, 0, 0), id="no such data type"),
+        pytest.param(wire.SPEC.pack(9, 1, 0, 0, 0) + bytes(8), id="a free dimension that is not described"),
+        pytest.param(
+            wire.SPEC.pack(9, 1, 0, 0, 0) + bytes(8) + wire.DIMENSION.pack(5, 0, NAME_BYTES_MAX + 1, 0) + b"x" * 129,
+            id="a dimension's name of 129 bytes",
+        ),
+        pytest.param(
+            wire.SPEC.pack(9, 1, 0, 0, 0) + bytes(8) + wire.DIMENSION.pack(5, 0, 2, 0) + b"\xc3\x28",
+            id="a dimension's name that is not UTF-8",
+        ),
     ],
 )
 def test_a_specification_that_no_model_has_is_refused(spec: bytes) -> None:
     with pytest.raises(BadRequest):
         wire.decode_opened(memoryview(wire.OPENED.pack(1, 1, 1, 1, 1, 0, 0) + spec))
+
+
+def test_a_free_dimension_is_a_zero_and_its_description_behind_the_name() -> None:
+    spec = TensorSpec("ab", DType.UINT8, (3, Dimension("n", 7), Dimension("mm", 9, from_data=True)), ("l",), True)
+    encoded = wire.encode_opened(1, 5, ModelSpec("", 2, (), (spec,), 4, False))
+    assert bytes(meta_of(encoded)[wire.OPENED.size :]) == (
+        struct.pack("<BBBBI3Q", 6, 3, 2, 1, 1, 3, 0, 0)
+        + b"ab"
+        + struct.pack("<QBBH", 7, 0, 1, 0)
+        + b"n"
+        + struct.pack("<QBBH", 9, 1, 2, 0)
+        + b"mm"
+        + struct.pack("<H", 1)
+        + b"l"
+    )
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(TENSORS_MAX + 1, 0), (0, TENSORS_MAX + 1), (255, 255)])

@@ -152,6 +152,11 @@ class Daemon:
         self._gates.mkdir(parents=True)
         for name, model in MODELS.items():
             model.write(directory / "models" / name / "1")
+        for manifest in CODE.glob("*.toml"):  # what ModelFiles cannot say: free dimensions, masks, steps
+            version = directory / "models" / manifest.stem / "1"
+            version.mkdir(parents=True)
+            shutil.copyfile(manifest, version / "model.toml")
+            shutil.copyfile(manifest.with_suffix(".py"), version / "model.py")
         config = directory / "tensord.toml"
         config.write_text(
             f'[daemon]\nruntime_dir = "{self.runtime_dir}"\nmodels = "models"\ndevices = ["cpu:0"]\n'

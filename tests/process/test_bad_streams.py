@@ -289,6 +289,7 @@ def test_client_that_ends_the_stream_and_does_not_read_is_cut_off(
     client = connect()
     fill(unharmed, client)
     with unharmed.knobs(stall_timeout_s=1):
+        unharmed.wait_status(lambda now: now.frontend.connections == 2)  # the number is renewed twice a second only
         client.send(ending)
         unharmed.wait_status(lambda now: now.frontend.connections == 1)
 

@@ -246,7 +246,7 @@ def test_large_tensors_take_the_arena_and_come_back_whole(unharmed: "Daemon") ->
 
 def test_bfloat16_and_lists_are_what_they_say(unharmed: "Daemon") -> None:
     with Client(unharmed.socket) as client:
-        shape = client.model("same-bfloat16-7").inputs["x"].shape
+        shape = client.model("same-bfloat16-7").inputs["x"].row_shape()
         x = np.arange(2 * math.prod(shape)).reshape(2, *shape).astype(ml_dtypes.bfloat16)
         y = client.infer("same-bfloat16-7", x)
         assert y.dtype == ml_dtypes.bfloat16

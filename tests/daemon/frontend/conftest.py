@@ -1,17 +1,17 @@
-"""A model of two inputs and two outputs, and requests for it as a connection makes them."""
+"""A model of two inputs and two outputs, one with free dimensions, and requests for them as a connection makes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tensord.daemon.frontend.forms import check
-from tensord.daemon.frontend.ingest import Ingest
+from tensord.daemon.frontend.ingest import RAGGED_SLAB, Ingest
 from tensord.daemon.frontend.models import Model
 from tensord.daemon.frontend.requests import InferRequest
 from tensord.daemon.messages import ModelServed, TensorInfo
-from tensord.ipc.tensors import DType
+from tensord.ipc.tensors import NO_SIZES, DType
 from tensord.ipc.wire import Lane, TensorHeader
 
 Placed = dict[int, tuple[int, int]]
@@ -40,23 +40,61 @@ def model(served: ModelServed) -> Model:
 
 
 @pytest.fixture
+def ragged_model() -> Model:
+    """Sizes with the request (`tokens` in buckets, `beams` exact) and from the data (`found`); a mask; 6 tensors."""
+    tokens, beams, found = ("tokens", 100, False), ("beams", 5, False), ("found", 8, True)
+    made = Model(
+        ModelServed(
+            index=5,
+            name="text",
+            version=1,
+            labels=("stable",),
+            inputs=(
+                TensorInfo("ids", DType.INT64, (tokens,)),
+                TensorInfo("scores", DType.FLOAT32, (beams, tokens)),
+                TensorInfo("mask", DType.UINT8, (tokens,), optional=True),
+            ),
+            outputs=(
+                TensorInfo("states", DType.FLOAT16, (tokens, 3)),
+                TensorInfo("spans", DType.FLOAT32, (found, 4)),
+                TensorInfo("count", DType.INT32, ()),
+            ),
+            idempotent=True,
+            buckets={"tokens": (16, 32, 100)},
+            counts={"found": 2},
+        )
+    )
+    made.apply({"max_batch": 32, "timeout_ms": 1000})
+    return made
+
+
+@pytest.fixture
 def ingest() -> Ingest:
     return Ingest(16 * 1024 * 1024)
 
 
 def headers(
-    model: Model, rows: int, inputs_in: Placed, outputs_in: Placed
+    model: Model,
+    rows: int,
+    inputs_in: Placed,
+    outputs_in: Placed,
+    sizes: Mapping[str, int] = NO_SIZES,
+    omitted: Collection[int] = (),
+    room: int | None = None,
 ) -> tuple[list[TensorHeader], list[TensorHeader]]:
+    """As a client sends them; output ranges of `room` bytes, or as much as the outputs may need."""
     inputs = []
     for index, spec in enumerate(model.inputs):
-        arena, offset = inputs_in.get(index, (0, 0))
-        lane = Lane.ARENA if arena else Lane.INLINE
-        shape = spec.batch_shape(rows)
-        inputs.append(TensorHeader(index, spec.dtype, shape, rows * spec.row_bytes, lane, arena, offset))
+        if index not in omitted:
+            arena, offset = inputs_in.get(index, (0, 0))
+            lane = Lane.ARENA if arena else Lane.INLINE
+            nbytes = spec.nbytes(rows, sizes)
+            inputs.append(TensorHeader(index, spec.dtype, spec.batch_shape(rows, sizes), nbytes, lane, arena, offset))
     outputs = []
     for index, (arena, offset) in outputs_in.items():
         spec = model.outputs[index]
-        outputs.append(TensorHeader(index, spec.dtype, (), rows * spec.row_bytes, Lane.ARENA, arena, offset))
+        nbytes = spec.nbytes(rows, sizes) if room is None else room
+        outputs.append(TensorHeader(index, spec.dtype, (), nbytes, Lane.ARENA, arena, offset))
     return inputs, outputs
 
 
@@ -65,6 +103,17 @@ MakeRequest = Callable[..., InferRequest]
 
 @pytest.fixture
 def make_request(model: Model, ingest: Ingest) -> MakeRequest:
+    """Makes requests for the model."""
+    return maker_of_requests(model, ingest)
+
+
+@pytest.fixture
+def make_ragged(ragged_model: Model, ingest: Ingest) -> MakeRequest:
+    """Makes requests for the model with free dimensions: they take `sizes`, and inputs to be `omitted`."""
+    return maker_of_requests(ragged_model, ingest)
+
+
+def maker_of_requests(model: Model, ingest: Ingest) -> MakeRequest:
     """A request whose inline tensors are leased, as `Connection` leases them; arenas are a gigabyte each."""
     arenas = {number: SimpleNamespace(nbytes=2**30) for number in range(1, 9)}
     forms: dict[Any, Any] = {}
@@ -75,14 +124,17 @@ def make_request(model: Model, ingest: Ingest) -> MakeRequest:
         inputs_in: Placed | None = None,
         outputs_in: Placed | None = None,
         request_id: int = 1,
+        sizes: Mapping[str, int] = NO_SIZES,
+        omitted: Collection[int] = (),
+        room: int | None = None,
     ) -> InferRequest:
-        inputs, outputs = headers(model, rows, inputs_in or {}, outputs_in or {})
+        inputs, outputs = headers(model, rows, inputs_in or {}, outputs_in or {}, sizes, omitted, room)
         form = forms.setdefault((*inputs, *outputs), check(model, inputs, outputs, arenas))
         connection: Any = SimpleNamespace(tenant="0")
         request = InferRequest(connection, request_id, model, form, 1, 0, 10**18, 5)
-        if form.inline_row_bytes:
-            key = (model.index, form.inline_inputs, form.inline_outputs)
-            request.lease = ingest.slab(key, form.inline_row_bytes).lease(rows)
+        if form.inline_inputs or form.inline_outputs:
+            key = RAGGED_SLAB if form.inline_offsets else (model.index, form.inline_inputs, form.inline_outputs)
+            request.lease = ingest.slab(key, form.slab_row_bytes).lease(form.slab_rows)
             assert request.lease is not None
         return request
 

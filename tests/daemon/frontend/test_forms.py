@@ -1,4 +1,6 @@
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,20 +19,28 @@ from tensord.ipc.errors import (
     WrongShape,
     WrongTensors,
 )
-from tensord.ipc.tensors import DType, TensorSpec
+from tensord.ipc.tensors import Dimension, DType, TensorSpec
 from tensord.ipc.wire import Lane, TensorHeader
 
 
 @dataclass
-class Pair:
-    """Input rows of 12 and 8 bytes, output rows of 8 and 5."""
+class Specified:
+    """A model as its tensors are checked."""
 
-    name: str = "pair"
-    inputs: tuple[TensorSpec, ...] = (TensorSpec("a", DType.FLOAT32, (3,)), TensorSpec("b", DType.INT64, ()))
-    outputs: tuple[TensorSpec, ...] = (TensorSpec("y", DType.FLOAT32, (2,)), TensorSpec("z", DType.UINT8, (5,)))
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    dimensions: tuple[Dimension, ...] = ()
+    buckets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    is_ragged: bool = False
 
 
-PAIR = Pair()
+PAIR = Specified(
+    "pair",
+    (TensorSpec("a", DType.FLOAT32, (3,)), TensorSpec("b", DType.INT64, ())),
+    (TensorSpec("y", DType.FLOAT32, (2,)), TensorSpec("z", DType.UINT8, (5,))),
+)
+"""Input rows of 12 and 8 bytes, output rows of 8 and 5."""
 ARENAS = {2: SimpleNamespace(nbytes=4096)}
 
 
@@ -58,11 +68,17 @@ def form(*inputs: TensorHeader, outputs: tuple[TensorHeader, ...] = ()) -> Form:
 def test_all_inline_is_the_usual_form() -> None:
     assert form(a(), b()) == Form(
         rows=4,
+        sizes=(),
+        bucket=None,
         payload_bytes=4 * 20,
         reply_bytes=4 * 13,
         inline_inputs=(0, 1),
         inline_outputs=(0, 1),
-        inline_row_bytes=(12, 8, 8, 5),
+        inline_bytes=(48, 32, 32, 20),
+        output_spans=((2, 32), (3, 20)),
+        slab_row_bytes=(12, 8, 8, 5),
+        slab_rows=4,
+        inline_offsets=(),
         input_places=(),
         output_places=(),
         places=(),
@@ -73,11 +89,17 @@ def test_each_tensor_chooses_its_lane() -> None:
     put_in, put_out = Place(0, 2, 64, 48), Place(1, 2, 128, 20)
     assert form(a(lane=Lane.ARENA, arena=2, offset=64), b(), outputs=(place_for(1, 4 * 5, 128),)) == Form(
         rows=4,
+        sizes=(),
+        bucket=None,
         payload_bytes=4 * 8,
         reply_bytes=4 * 8,
         inline_inputs=(1,),
         inline_outputs=(0,),
-        inline_row_bytes=(8, 8),
+        inline_bytes=(32, 32),
+        output_spans=((1, 32),),
+        slab_row_bytes=(8, 8),
+        slab_rows=4,
+        inline_offsets=(),
         input_places=(put_in,),
         output_places=(put_out,),
         places=(put_in, put_out),
@@ -210,9 +232,200 @@ def test_whatever_comes_is_refused_or_lies_inside(inputs: list[TensorHeader], ou
     assert got.payload_bytes == sum(got.rows * PAIR.inputs[index].row_bytes for index in got.inline_inputs)
     assert got.reply_bytes == sum(got.rows * PAIR.outputs[index].row_bytes for index in got.inline_outputs)
     inline = [PAIR.inputs[index] for index in got.inline_inputs] + [PAIR.outputs[index] for index in got.inline_outputs]
-    assert got.inline_row_bytes == tuple(spec.row_bytes for spec in inline)
+    assert got.slab_row_bytes == tuple(spec.row_bytes for spec in inline)
+    assert got.slab_rows == got.rows
+    assert got.inline_bytes == tuple(got.rows * spec.row_bytes for spec in inline)
+    assert (got.sizes, got.bucket, got.inline_offsets) == ((), None, ())
     assert sorted(got.inline_inputs + tuple(place.tensor for place in got.input_places)) == [0, 1]
     assert sorted(got.inline_outputs + tuple(place.tensor for place in got.output_places)) == [0, 1]
+
+
+# ── free dimensions ─────────────────────────────────────────────────────────────────────────────
+
+TOKENS, BEAMS, FOUND = Dimension("tokens", 100), Dimension("beams", 5), Dimension("found", 8, from_data=True)
+
+TEXT = Specified(
+    "text",
+    (
+        TensorSpec("ids", DType.INT64, (TOKENS,)),
+        TensorSpec("scores", DType.FLOAT32, (BEAMS, TOKENS)),
+        TensorSpec("mask", DType.UINT8, (TOKENS,), optional=True),
+    ),
+    (
+        TensorSpec("states", DType.FLOAT16, (TOKENS, 3)),
+        TensorSpec("spans", DType.FLOAT32, (FOUND, 4)),
+        TensorSpec("count", DType.INT32, ()),
+    ),
+    (TOKENS, BEAMS),
+    {"tokens": (16, 32, 100)},
+    is_ragged=True,
+)
+
+
+def sent(*shapes: tuple[int, ...] | None) -> list[TensorHeader]:
+    """Inputs of these shapes; None: left out."""
+    return [
+        TensorHeader(index, spec.dtype, shape, math.prod(shape) * spec.dtype.itemsize)
+        for index, (spec, shape) in enumerate(zip(TEXT.inputs, shapes, strict=True))
+        if shape is not None
+    ]
+
+
+def text(
+    rows: int = 2, tokens: int = 5, beams: int = 3, *, outputs: Sequence[TensorHeader] = (), mask: bool = True
+) -> Form:
+    shapes = ((rows, tokens), (rows, beams, tokens), (rows, tokens) if mask else None)
+    return check(TEXT, sent(*shapes), outputs, ARENAS)
+
+
+def test_tensors_of_free_dimensions_lie_one_behind_the_other_in_cache_lines() -> None:
+    assert text() == Form(
+        rows=2,
+        sizes=(5, 3),
+        bucket=(16, 3),
+        payload_bytes=80 + 120 + 10,
+        reply_bytes=60 + 256 + 8,
+        inline_inputs=(0, 1, 2),
+        inline_outputs=(0, 1, 2),
+        inline_bytes=(80, 120, 10, 60, 256, 8),
+        output_spans=((3, 60), (4, 256), (5, 8)),
+        slab_row_bytes=(64,),
+        slab_rows=(128 + 128 + 64 + 64 + 256 + 64) // 64,
+        inline_offsets=(0, 128, 256, 320, 384, 640),
+        input_places=(),
+        output_places=(),
+        places=(),
+    )
+
+
+@pytest.mark.parametrize(("size", "bucket"), [(1, 16), (15, 16), (16, 16), (17, 32), (32, 32), (33, 100), (100, 100)])
+def test_a_size_is_padded_to_the_next_bucket(size: int, bucket: int) -> None:
+    assert text(tokens=size).bucket == (bucket, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_size_without_buckets_is_never_padded(size: int) -> None:
+    assert text(beams=size).bucket == (16, size)
+
+
+def test_an_optional_input_may_be_left_out() -> None:
+    without = text(mask=False)
+    assert (without.inline_inputs, without.payload_bytes) == ((0, 1), 200)
+    assert without.bucket == text().bucket, "it may share a batch with those that send it"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "got"),
+    [
+        (sent((2, 5), None, None), ["ids"]),
+        (sent((2, 5), None, (2, 5)), ["ids", "mask"]),
+        (sent(None, None, (2, 5)), ["mask"]),
+        (sent((2, 5), (2, 3, 5), (2, 5))[::-1], ["mask", "scores", "ids"]),
+        ([*sent((2, 5), (2, 3, 5), (2, 5)), *sent(None, None, (2, 5))], ["ids", "scores", "mask", "mask"]),
+    ],
+)
+def test_all_other_inputs_are_required_and_in_order(inputs: list[TensorHeader], got: list[str]) -> None:
+    with pytest.raises(WrongTensors) as caught:
+        check(TEXT, inputs, (), ARENAS)
+    assert caught.value.data() == {"model": "text", "expected": ["ids", "scores", "mask"], "got": got}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "tensor", "expected", "got"),
+    [
+        (((2, 101), (2, 3, 101), None), "ids", "(rows, tokens ≤ 100)", "(2, 101)"),
+        (((2, 0), (2, 3, 0), None), "ids", "(rows, tokens ≤ 100)", "(2, 0)"),
+        (((2, 2**40), (2, 3, 5), None), "ids", "(rows, tokens ≤ 100)", f"(2, {2**40})"),
+        (((2,), (2, 3, 5), None), "ids", "(rows, tokens ≤ 100)", "(2)"),
+        (((2, 5, 1), (2, 3, 5), None), "ids", "(rows, 5)", "(2, 5, 1)"),
+        (((0, 5), (0, 3, 5), None), "ids", "(rows, 5)", "(0, 5)"),
+        (((2, 5), (2, 6, 5), None), "scores", "(2, beams ≤ 5, 5)", "(2, 6, 5)"),
+        (((2, 5), (2, 0, 5), None), "scores", "(2, beams ≤ 5, 5)", "(2, 0, 5)"),
+        (((2, 5), (2, 3, 6), None), "scores", "(2, 3, 5)", "(2, 3, 6)"),
+        (((2, 5), (2, 3), None), "scores", "(2, 3, 5)", "(2, 3)"),
+        (((2, 5), (3, 3, 5), None), "scores", "(2, 3, 5)", "(3, 3, 5)"),
+        (((2, 5), (2, 3, 5), (2, 4)), "mask", "(2, 5)", "(2, 4)"),
+    ],
+)
+def test_sizes_are_one_to_the_maximum_and_the_same_in_all_inputs(
+    shapes: tuple[tuple[int, ...], ...], tensor: str, expected: str, got: str
+) -> None:
+    with pytest.raises(WrongShape) as caught:
+        check(TEXT, sent(*shapes), (), ARENAS)
+    assert caught.value.data() == {"model": "text", "tensor": tensor, "expected": expected, "got": got}
+
+
+def test_an_output_range_must_hold_an_output_whose_size_the_request_says() -> None:
+    assert text(outputs=[place_for(0, 60)]).output_places == (Place(0, 2, 0, 60),)
+    with pytest.raises(OutputTooSmall) as caught:
+        text(outputs=[place_for(0, 59)])
+    assert caught.value.data() == {"tensor": "states", "needed_bytes": 60, "given_bytes": 59}
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 255, 256, 4096])
+def test_an_output_range_may_be_small_where_the_size_comes_from_the_data(nbytes: int) -> None:
+    assert text(outputs=[place_for(1, nbytes)]).output_places == (Place(1, 2, 0, nbytes),)
+
+
+def test_the_counts_themselves_have_a_size_that_is_known() -> None:
+    with pytest.raises(OutputTooSmall):
+        text(outputs=[place_for(2, 7)])
+
+
+def test_a_request_all_in_arenas_needs_no_slab() -> None:
+    inputs = [replace(each, lane=Lane.ARENA, arena=2) for each in sent((2, 5), (2, 3, 5), (2, 5))]
+    got = check(TEXT, inputs, [place_for(index, 256) for index in range(3)], ARENAS)
+    assert (got.inline_bytes, got.inline_offsets, got.slab_rows) == ((), (), 0)
+    assert [place.nbytes for place in got.places] == [80, 120, 10, 256, 256, 256]
+    assert (got.sizes, got.bucket) == ((5, 3), (16, 3))
+
+
+def test_a_model_whose_sizes_all_come_from_the_data_has_one_bucket() -> None:
+    model = Specified("detector", PAIR.inputs, (TensorSpec("spans", DType.INT8, (FOUND,)),), is_ragged=True)
+    got = check(model, [a(), b()], (), ARENAS)
+    assert (got.sizes, got.bucket, got.inline_offsets) == ((), (), (0, 64, 128))
+
+
+any_size = st.sampled_from([0, 1, 2, 5, 16, 17, 100, 101, 2**40])
+any_text_header = st.builds(
+    TensorHeader,
+    st.integers(0, 3),
+    st.sampled_from([DType.INT64, DType.FLOAT32, DType.UINT8]),
+    st.lists(any_size, max_size=4).map(tuple),
+    numbers,
+    st.sampled_from(Lane),
+    st.integers(0, 3),
+    numbers,
+)
+consistent = st.builds(
+    lambda rows, tokens, beams, mask: sent((rows, tokens), (rows, beams, tokens), (rows, tokens) if mask else None),
+    st.integers(1, 3),
+    any_size,
+    st.integers(0, 6),
+    st.booleans(),
+)
+
+
+@given(consistent | st.lists(any_text_header, max_size=4), st.lists(any_text_header, max_size=2))
+def test_whatever_comes_is_refused_or_has_sizes_within_bounds(
+    inputs: list[TensorHeader], outputs: list[TensorHeader]
+) -> None:
+    try:
+        got = check(TEXT, inputs, outputs, ARENAS)
+    except ClientFault:
+        return
+    assert got.bucket is not None
+    for size, padded, dimension in zip(got.sizes, got.bucket, TEXT.dimensions, strict=True):
+        assert 1 <= size <= padded <= dimension.max
+    sizes = dict(zip(("tokens", "beams"), got.sizes, strict=True))
+    inline = [TEXT.inputs[index] for index in got.inline_inputs] + [TEXT.outputs[index] for index in got.inline_outputs]
+    assert got.inline_bytes == tuple(spec.nbytes(got.rows, sizes) for spec in inline)
+    assert got.payload_bytes == sum(tensor.nbytes for tensor in inputs if tensor.lane is Lane.INLINE)
+    assert got.payload_bytes + got.reply_bytes == sum(got.inline_bytes)
+    assert got.output_spans == tuple(enumerate(got.inline_bytes))[len(got.inline_inputs) :]
+    ends = [offset + nbytes for offset, nbytes in zip(got.inline_offsets, got.inline_bytes, strict=True)]
+    assert all(offset % 64 == 0 for offset in got.inline_offsets)
+    assert all(end <= offset for end, offset in zip(ends, [*got.inline_offsets[1:], 64 * got.slab_rows], strict=True))
 
 
 # ── what is remembered ──────────────────────────────────────────────────────────────────────────
@@ -228,6 +441,13 @@ def test_the_same_headers_give_the_same_form() -> None:
     assert first == form(a(), b())
     assert cache.form(PAIR, 2, 0, headers(a(), b()), {}) is first
     assert cache.form(PAIR, 2, 0, headers(a(5), b(5)), ARENAS).rows == 5
+
+
+def test_other_sizes_are_another_form() -> None:
+    cache = FormCache()
+    forms = [cache.form(TEXT, 2, 0, headers(*sent((2, tokens), (2, 3, tokens), None)), ARENAS) for tokens in (5, 6, 5)]
+    assert [form.sizes for form in forms] == [(5, 3), (6, 3), (5, 3)]
+    assert forms[2] is forms[0]
 
 
 def test_the_same_bytes_with_other_counts_are_another_form() -> None:

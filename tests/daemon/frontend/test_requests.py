@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from types import SimpleNamespace
@@ -8,9 +9,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tensord.daemon.frontend.models import Model
-from tensord.daemon.frontend.requests import InferRequest, batch_body
+from tensord.daemon.frontend.requests import InferRequest, batch_message
 from tensord.daemon.scheduling import Batch, ReleaseReason
-from tensord.ipc.descriptors import BatchDescriptor, Run, decode_batch
+from tensord.ipc.descriptors import (
+    NO_ARENA,
+    BatchDescriptor,
+    Kind,
+    RaggedDescriptor,
+    RaggedRequest,
+    Run,
+    decode_batch,
+    decode_ragged,
+)
 
 MakeRequest = Callable[..., InferRequest]
 Bytes = tuple[int, int]
@@ -24,7 +34,7 @@ def batch_of(requests: Sequence[InferRequest]) -> Batch[InferRequest]:
 
 
 def descriptor_of(requests: Sequence[InferRequest], model: Model) -> BatchDescriptor:
-    return decode_batch(batch_body(batch_of(requests), model))
+    return decode_batch(batch_message(batch_of(requests), model)[1])
 
 
 def rows_of(runs: Sequence[Run], row_bytes: int) -> list[Bytes]:
@@ -135,8 +145,130 @@ def test_the_runs_are_the_rows_of_the_requests_in_their_order(
 
 def test_many_requests_are_one_descriptor(make_request: MakeRequest, model: Model) -> None:
     requests = [make_request() for _ in range(1024)]
-    assert len(batch_body(batch_of(requests), model)) == 20 + 4 * 20
-    assert len(batch_body(batch_of(requests[::-1]), model)) == 20 + 4 * (4 + 1024 * 16)
+    assert len(batch_message(batch_of(requests), model)[1]) == 20 + 4 * 20
+    assert len(batch_message(batch_of(requests[::-1]), model)[1]) == 20 + 4 * (4 + 1024 * 16)
+
+
+# ── free dimensions ─────────────────────────────────────────────────────────────────────────────
+
+
+def ragged_of(requests: Sequence[InferRequest], model: Model) -> RaggedDescriptor:
+    kind, body = batch_message(batch_of(requests), model)
+    assert kind is Kind.RAGGED
+    return decode_ragged(body)
+
+
+def test_a_model_of_fixed_shapes_gets_batches(make_request: MakeRequest, model: Model) -> None:
+    assert batch_message(batch_of([make_request()]), model)[0] is Kind.BATCH
+
+
+def test_a_ragged_batch_names_the_tensors_of_each_request(make_ragged: MakeRequest, ragged_model: Model) -> None:
+    first = make_ragged(2, sizes={"tokens": 5, "beams": 3})
+    second = make_ragged(1, sizes={"tokens": 9, "beams": 3}, omitted=[2])
+    descriptor = ragged_of([second, first], ragged_model)
+    assert (descriptor.batch_id, descriptor.model, descriptor.rows) == (77, 5, 3)
+    assert descriptor.sizes == (16, 3)
+    assert first.lease is not None
+    assert second.lease is not None
+    base, other = first.lease.offset(0), second.lease.offset(0)
+    assert descriptor.requests == [
+        RaggedRequest(
+            1,
+            (9, 3),
+            ((0, other), (0, other + 128), (NO_ARENA, 0)),
+            ((0, other + 256, 54), (0, other + 320, 128), (0, other + 448, 4)),
+        ),
+        RaggedRequest(
+            2,
+            (5, 3),
+            ((0, base), (0, base + 128), (0, base + 256)),
+            ((0, base + 320, 60), (0, base + 384, 256), (0, base + 640, 8)),
+        ),
+    ]
+
+
+def test_tensors_in_arenas_are_named_where_they_lie(make_ragged: MakeRequest, ragged_model: Model) -> None:
+    sizes = {"tokens": 5, "beams": 3}
+    request = make_ragged(2, sizes=sizes, inputs_in={1: (4, 640)}, outputs_in={1: (5, 64)}, room=100)
+    (only,) = ragged_of([request], ragged_model).requests
+    assert request.lease is not None
+    base = request.lease.offset(0)
+    assert only.inputs == ((0, base), (4, 640), (0, base + 128))
+    assert only.outputs == ((0, base + 192, 60), (5, 64, 100), (0, base + 256, 8))
+
+
+def test_a_ragged_request_all_in_arenas_has_no_lease(make_ragged: MakeRequest, ragged_model: Model) -> None:
+    everywhere = {index: (1, 256 * index) for index in range(3)}
+    request = make_ragged(
+        1, sizes={"tokens": 5, "beams": 3}, inputs_in=everywhere, outputs_in={0: (2, 0), 1: (2, 64), 2: (3, 0)}
+    )
+    assert request.lease is None
+    (only,) = ragged_of([request], ragged_model).requests
+    assert only.inputs == ((1, 0), (1, 256), (1, 512))
+    assert [place[:2] for place in only.outputs] == [(2, 0), (2, 64), (3, 0)]
+
+
+def test_only_requests_of_one_bucket_may_share_a_batch(make_ragged: MakeRequest) -> None:
+    buckets = [
+        make_ragged(1, sizes={"tokens": tokens, "beams": beams}).bucket
+        for tokens, beams in ((1, 3), (16, 3), (17, 3), (16, 4))
+    ]
+    assert buckets == [(16, 3), (16, 3), (32, 3), (16, 4)]
+
+
+ragged_wishes = st.tuples(
+    st.integers(1, 4), st.integers(1, 16), st.booleans(), st.sets(st.integers(0, 2)), st.sets(st.integers(0, 2))
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(wished=st.lists(ragged_wishes, min_size=1, max_size=8))
+def test_no_two_tensors_of_a_ragged_batch_overlap(
+    make_ragged: MakeRequest, ragged_model: Model, wished: list[tuple[int, int, bool, set[int], set[int]]]
+) -> None:
+    made = []
+    for number, (rows, tokens, has_mask, inputs, outputs) in enumerate(wished):
+        arena = itertools.count(4096 * number, 4096 * len(wished))
+        made.append(
+            make_ragged(
+                rows,
+                sizes={"tokens": tokens, "beams": 2},
+                omitted=[] if has_mask else [2],
+                inputs_in={index: (1, next(arena)) for index in inputs},
+                outputs_in={index: (1, next(arena)) for index in outputs},
+            )
+        )
+    descriptor = ragged_of(made, ragged_model)
+    taken: list[tuple[int, int, int]] = []
+    for request, sent in zip(made, descriptor.requests, strict=True):
+        assert (sent.rows, sent.sizes) == (request.rows, request.form.sizes)
+        sizes = dict(zip(("tokens", "beams"), sent.sizes, strict=True))
+        for spec, (arena_number, offset) in zip(ragged_model.inputs, sent.inputs, strict=True):
+            if arena_number != NO_ARENA:
+                taken.append((arena_number, offset, spec.nbytes(sent.rows, sizes)))
+        for spec, (_, _, room) in zip(ragged_model.outputs, sent.outputs, strict=True):
+            assert room == spec.nbytes(sent.rows, sizes)
+        taken += sent.outputs
+    assert all(offset % 64 == 0 for _, offset, _ in taken)
+    for (arena_number, offset, nbytes), behind in pairwise(sorted(taken)):
+        assert behind[0] != arena_number or behind[1] >= offset + nbytes
+    for request in made:
+        if request.lease is not None:
+            request.lease.release()
+
+
+def test_the_offsets_of_a_request_are_where_its_payload_belongs(
+    make_request: MakeRequest, make_ragged: MakeRequest
+) -> None:
+    make_request(3)
+    request = make_request(2)
+    assert request.lease is not None
+    assert [request.inline_offset(position) for position in range(4)] == [request.lease.offset(n) for n in range(4)]
+    make_ragged(3, sizes={"tokens": 7, "beams": 2})
+    ragged = make_ragged(2, sizes={"tokens": 5, "beams": 3})
+    assert ragged.lease is not None
+    base = ragged.lease.offset(0)
+    assert [ragged.inline_offset(position) - base for position in range(6)] == [0, 128, 256, 320, 384, 640]
 
 
 @pytest.mark.parametrize("rows", [1, 7])

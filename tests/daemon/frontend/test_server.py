@@ -1,21 +1,32 @@
-"""What the front end makes of a worker whose answers are nonsense; all else of it is tested with real processes."""
+"""What the front end makes of answers of a worker, nonsense among them; all else is tested with real processes."""
 
 import asyncio
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tensord.daemon import messages as m
+from tensord.daemon.frontend.ingest import Ingest
+from tensord.daemon.frontend.models import Model
+from tensord.daemon.frontend.requests import InferRequest
 from tensord.daemon.frontend.server import FrontEnd
 from tensord.daemon.frontend.worker_port import WorkerPort
+from tensord.daemon.knobs import KNOBS
 from tensord.daemon.messages import Link
 from tensord.daemon.supervisor.rings import Rings
 from tensord.daemon.worker.channel import Channel
-from tensord.ipc.descriptors import DONE, Kind, encode_failed
-from tensord.ipc.errors import InternalError
+from tensord.ipc.descriptors import DONE, Kind, encode_done, encode_failed
+from tensord.ipc.errors import Cancelled, InternalError, OutputTooSmall, TensordError
+from tensord.ipc.segment import Segment
+from tensord.ipc.statistics import Block, Counter
+from tensord.ipc.tensors import DType
+from tensord.ipc.wire import HEADER, Lane, ResultHead, TensorHeader
+
+MakeRequest = Callable[..., InferRequest]
 
 
 class Meeting:
@@ -34,7 +45,7 @@ class Meeting:
         self.front_end._ports[2] = self.port
         batch: Any = SimpleNamespace(worker=3)
         self.front_end._running[8] = batch  # which another worker has
-        self.port.send(b"a batch")
+        self.port.send(Kind.BATCH, b"a batch")
 
     def close(self) -> None:
         if 2 in self.front_end._ports:
@@ -61,12 +72,155 @@ NONSENSE = pytest.mark.parametrize(
         pytest.param(Kind.DONE, DONE.pack(8, 1), id="another worker's batch"),
         pytest.param(Kind.DONE, b"", id="no batch"),
         pytest.param(Kind.DONE, DONE.pack(8, 1) + b"x", id="too long"),
+        pytest.param(Kind.DONE, encode_done(8, 1, [0]), id="sizes of another worker's batch"),
         pytest.param(Kind.FAILED, b"short", id="cut off"),
         pytest.param(Kind.FAILED, DONE.pack(7, 1), id="no error"),
         pytest.param(Kind.FAILED, encode_failed(7, 1, InternalError("x")), id="the failure of a batch that nobody has"),
         pytest.param(99, b"", id="another kind"),
     ],
 )
+
+
+class Client:
+    """A connection, as far as answers go."""
+
+    tenant = "0"
+
+    def __init__(self) -> None:
+        self.results: dict[int, list[TensorHeader]] = {}
+        self.errors: dict[int, TensordError] = {}
+        self.finished: Any = lambda request: request.lease.release()
+
+    def send(self, data: bytes) -> None:
+        """One write may hold several frames."""
+        while data:
+            _, _, _, meta_bytes, request_id, payload_bytes = HEADER.unpack_from(data)
+            end = HEADER.size + meta_bytes
+            assert request_id not in self.results
+            self.results[request_id] = ResultHead.decode(memoryview(data)[HEADER.size : end])[1]
+            data = data[end + payload_bytes :]
+
+    def send_error(self, request_id: int, error: TensordError) -> None:
+        assert request_id not in self.errors
+        self.errors[request_id] = error
+
+
+class Serving(Meeting):
+    """A front end that serves one model on the worker, and requests of a client for it."""
+
+    def __init__(self, model: Model, make: MakeRequest, ingest: Ingest) -> None:
+        super().__init__()
+        front_end = self.front_end
+        self.page = Segment.create(Block.nbytes(model.index + 1))
+        self.block = front_end._block = Block.format(self.page.view, model.index + 1)
+        front_end.ingest, front_end.ingest_view = ingest, memoryview(bytearray(ingest.nbytes))
+        front_end.models.by_index[model.index] = model
+        general = {name: knob.default for name, knob in KNOBS.items()}
+        front_end._knobs = m.KnobValues(0, general, {}, {})
+        front_end.scheduler.add_model(model.index, model.name, front_end._policy(model), idempotent=True)
+        front_end.scheduler.add_worker(2, "cpu:0")
+        front_end.scheduler.add_replica(0, 2, model.index)
+        self.model = model
+        self.client = Client()
+        self._make = make
+
+    def submit(self, **wishes: Any) -> None:
+        """A request of the client has arrived; they are numbered as they come."""
+        request = self._make(request_id=self.front_end.scheduler.queued + 1, **wishes)
+        connection: Any = self.client
+        request.connection = connection
+        request.arrival_ns = time.monotonic_ns()
+        assert self.front_end.scheduler.submit(request.arrival_ns, request) is None
+
+    def dispatch(self) -> int:
+        """All of them go to the worker; the id of their batch."""
+        self.front_end._dispatch()
+        self.channel.listen()
+        messages = iter(self.channel.take, None)
+        assert next(messages) == (Kind.BATCH, b"a batch")
+        (message,) = messages
+        batch_id = int.from_bytes(message[1][:8], "little")
+        assert batch_id in self.front_end._running
+        return batch_id
+
+    def answer(self, body: bytes) -> None:
+        """The worker says this of what it was sent."""
+        self.channel.answer(Kind.DONE, body)
+        self.front_end._answered(self.port)
+
+    def accused(self) -> bool:
+        received = self.supervisor.receive()
+        return received is not None and isinstance(received[0], m.WorkerAccused)
+
+    def close(self) -> None:
+        super().close()
+        self.block.words.release()
+        self.page.close()
+
+
+@pytest.fixture
+def serving(ragged_model: Model, make_ragged: MakeRequest, ingest: Ingest) -> Iterator[Serving]:
+    """Of the model with free dimensions."""
+    made = Serving(ragged_model, make_ragged, ingest)
+    yield made
+    made.close()
+
+
+SIZES = {"tokens": 5, "beams": 3}
+
+
+def test_each_request_gets_the_sizes_that_came_from_its_data(serving: Serving) -> None:
+    for rows in (1, 2):
+        serving.submit(rows=rows, sizes=SIZES)
+    serving.answer(encode_done(serving.dispatch(), 1000, [7, 0]))
+    assert {
+        request_id: [tensor.shape for tensor in tensors] for request_id, tensors in serving.client.results.items()
+    } == {1: [(1, 5, 3), (1, 7, 4), (1,)], 2: [(2, 5, 3), (2, 0, 4), (2,)]}
+    assert not serving.accused()
+    counters = serving.block.counters(serving.model.index)
+    assert counters[Counter.SUCCEEDED] == 2
+    assert counters[Counter.REPLIED_BYTES] == (30 + 7 * 16 + 4) + (60 + 0 + 8)
+
+
+def test_a_request_whose_output_does_not_fit_gets_an_error_and_its_neighbour_a_result(serving: Serving) -> None:
+    serving.submit(rows=1, sizes=SIZES, outputs_in={1: (1, 0)}, room=48)
+    serving.submit(rows=1, sizes=SIZES, outputs_in={1: (1, 64)}, room=64)
+    serving.answer(encode_done(serving.dispatch(), 1000, [4, 4]))
+    (error,) = serving.client.errors.values()
+    assert isinstance(error, OutputTooSmall)
+    assert error.data() == {"tensor": "spans", "needed_bytes": 64, "given_bytes": 48}
+    assert list(serving.client.errors) == [1]
+    assert serving.client.results[2][1] == TensorHeader(1, DType.FLOAT32, (1, 4, 4), 64, Lane.ARENA, 1, 64)
+    counters = serving.block.counters(serving.model.index)
+    assert (counters[Counter.FAILED_CLIENT], counters[Counter.SUCCEEDED]) == (1, 1)
+
+
+@pytest.mark.parametrize("sizes", [[], [1], [1, 1, 1], [9, 1], [1, 9], [2**32 - 1, 0]], ids=str)
+def test_sizes_that_make_no_sense_break_the_ring(serving: Serving, sizes: list[int]) -> None:
+    for _ in range(2):
+        serving.submit(rows=1, sizes=SIZES)
+    batch_id = serving.dispatch()
+    serving.answer(encode_done(batch_id, 1000, sizes))
+    assert serving.accused()
+    assert batch_id in serving.front_end._running, "it runs again when the worker has ended"
+    assert (serving.client.results, serving.client.errors) == ({}, {})
+
+
+def test_sizes_of_a_model_that_has_none_break_the_ring(model: Model, make_request: MakeRequest, ingest: Ingest) -> None:
+    serving = Serving(model, make_request, ingest)
+    serving.submit(rows=1)
+    serving.answer(encode_done(serving.dispatch(), 1000, [0]))
+    assert serving.accused()
+    serving.close()
+
+
+def test_a_cancelled_request_gets_no_result_whatever_its_sizes(serving: Serving) -> None:
+    serving.submit(rows=1, sizes=SIZES, outputs_in={1: (1, 0)}, room=48)
+    batch_id = serving.dispatch()
+    (request,) = serving.front_end._running[batch_id].requests
+    serving.front_end.cancel(request)
+    serving.answer(encode_done(batch_id, 1000, [4]))
+    assert [type(error) for error in serving.client.errors.values()] == [Cancelled]
 
 
 @NONSENSE

@@ -42,19 +42,32 @@ def test_a_timer_fires_at_its_moment_and_not_before(timer: Timer) -> None:
     assert time.monotonic_ns() >= moment
 
 
-def test_arming_again_replaces_the_moment(timer: Timer) -> None:
+def test_an_earlier_moment_replaces_a_later_one(timer: Timer) -> None:
     timer.arm(time.monotonic_ns() + FAR_NS)
     assert not fires(timer)
     timer.arm(time.monotonic_ns())
     assert fires(timer, WATCHDOG_MS)
-    timer.arm(time.monotonic_ns() + FAR_NS)
+
+
+def test_a_later_moment_leaves_an_earlier_one(timer: Timer) -> None:
+    timer.arm(1)
+    timer.arm(FAR_NS * 1000)
+    assert fires(timer)
+
+
+def test_after_it_fired_any_moment_can_be_armed(timer: Timer) -> None:
+    timer.arm(1)
+    timer.fired()
+    timer.arm(FAR_NS * 1000)
     assert not fires(timer)
 
 
-def test_none_disarms(timer: Timer) -> None:
-    timer.arm(1)
+def test_none_arms_nothing_and_disarms_nothing(timer: Timer) -> None:
     timer.arm(None)
     assert not fires(timer)
+    timer.arm(1)
+    timer.arm(None)
+    assert fires(timer)
 
 
 def test_a_timer_fires_once_and_can_be_armed_for_the_same_moment_again(timer: Timer) -> None:
@@ -71,12 +84,15 @@ def test_taking_notice_of_nothing_does_not_wait(timer: Timer) -> None:
     assert not fires(timer)
 
 
-def test_arming_for_the_same_moment_is_no_system_call(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arming_for_the_same_moment_or_a_later_one_is_no_system_call(
+    timer: Timer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timer.arm(FAR_NS * 1000)
     monkeypatch.setattr(timers, "_libc", None)  # whoever calls it now fails
     timer.arm(FAR_NS * 1000)
+    timer.arm(FAR_NS * 1001)
     with pytest.raises(AttributeError):
-        timer.arm(FAR_NS * 1001)
+        timer.arm(FAR_NS * 999)
 
 
 def test_closing_gives_the_descriptor_back() -> None:

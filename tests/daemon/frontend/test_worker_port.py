@@ -7,8 +7,8 @@ import pytest
 from tensord.daemon.frontend.worker_port import WorkerPort
 from tensord.daemon.supervisor.rings import Rings
 from tensord.daemon.worker.channel import Channel
-from tensord.ipc.descriptors import Kind
-from tensord.ipc.limits import PIPELINE_DEPTH_MAX, RING_BYTES
+from tensord.ipc.descriptors import Kind, encode_done
+from tensord.ipc.limits import BATCH_REQUESTS_MAX, DATA_DIMENSIONS_MAX, PIPELINE_DEPTH_MAX, RING_BYTES
 from tensord.ipc.ring import CELL_BYTES, HEAD, RingBroken
 
 LARGE = RING_BYTES // 4 - HEAD.size
@@ -49,16 +49,16 @@ def pair() -> Iterator[Pair]:
 
 
 def test_batches_arrive_in_order_after_one_ring(pair: Pair) -> None:
-    pair.port.send(b"first")
-    pair.port.send(b"second")
+    pair.port.send(Kind.BATCH, b"first")
+    pair.port.send(Kind.BATCH, b"second")
     assert pair.batches() == []
     pair.port.ring()
     assert pair.batches() == [b"first", b"second"]
 
 
 def test_answers_come_back_in_order(pair: Pair) -> None:
-    pair.port.send(b"x")
-    pair.port.send(b"y")
+    pair.port.send(Kind.BATCH, b"x")
+    pair.port.send(Kind.BATCH, b"y")
     pair.port.ring()
     pair.batches()
     pair.channel.answer(Kind.DONE, b"one")
@@ -68,10 +68,26 @@ def test_answers_come_back_in_order(pair: Pair) -> None:
     assert pair.port.answers() == []
 
 
+def test_a_batch_keeps_its_kind_also_when_it_finds_no_room(pair: Pair) -> None:
+    kinds = [Kind.BATCH, Kind.RAGGED, Kind.RAGGED, Kind.BATCH, Kind.RAGGED, Kind.BATCH]
+    for kind in kinds:
+        pair.port.send(kind, bytes(LARGE))
+    pair.port.ring()
+    found = []
+    for _ in kinds:
+        pair.channel.listen()
+        message = pair.channel.take()
+        assert message is not None
+        found.append(message[0])
+        pair.channel.answer(Kind.DONE, b"")
+        pair.port.answers()
+    assert found == kinds
+
+
 def test_what_finds_no_room_follows_when_there_is_room(pair: Pair) -> None:
     sent = [bytes([index]) * LARGE for index in range(6)]
     for body in sent:
-        pair.port.send(body)
+        pair.port.send(Kind.BATCH, body)
     pair.port.ring()
     assert pair.batches() == sent[:4]
     assert pair.batches() == []
@@ -85,7 +101,7 @@ def test_what_finds_no_room_follows_when_there_is_room(pair: Pair) -> None:
 
 def test_a_small_batch_does_not_overtake_a_large_one_that_waits(pair: Pair) -> None:
     for body in [b"1" * LARGE, b"2" * LARGE, b"3" * LARGE, b"4" * (LARGE - 10 * CELL_BYTES), b"5" * LARGE, b"6"]:
-        pair.port.send(body)
+        pair.port.send(Kind.BATCH, body)
     pair.port.ring()
     assert [body[:1] for body in pair.batches()] == [b"1", b"2", b"3", b"4"]
     for _ in range(4):
@@ -98,7 +114,7 @@ def test_rings_go_around_many_times(pair: Pair) -> None:
     for turn in range(500):
         bodies = [bytes([turn % 256]) * (1 + 10_007 * turn % (LARGE - 1)) for _ in range(2)]
         for body in bodies:
-            pair.port.send(body)
+            pair.port.send(Kind.BATCH, body)
         pair.port.ring()
         assert pair.batches() == bodies
         for _ in bodies:
@@ -107,13 +123,14 @@ def test_rings_go_around_many_times(pair: Pair) -> None:
 
 
 def test_the_most_that_can_be_outstanding_is_answered_without_a_look_in_between(pair: Pair) -> None:
+    longest = encode_done(1, 2, [0] * BATCH_REQUESTS_MAX * DATA_DIMENSIONS_MAX)
     for _ in range(40):
         for _ in range(PIPELINE_DEPTH_MAX):
-            pair.port.send(b"x")
+            pair.port.send(Kind.BATCH, b"x")
         pair.port.ring()
         assert len(pair.batches()) == PIPELINE_DEPTH_MAX
         for _ in range(PIPELINE_DEPTH_MAX):
-            pair.channel.answer(Kind.FAILED, bytes(2_066))
+            pair.channel.answer(Kind.DONE, longest)
         assert len(pair.port.answers()) == PIPELINE_DEPTH_MAX
 
 
@@ -125,7 +142,7 @@ def test_an_answer_to_nothing_breaks_the_ring(pair: Pair) -> None:
 
 def test_answers_of_another_generation_break_the_ring() -> None:
     pair = open_pair(generation=5, channel_generation=4)
-    pair.port.send(b"x")
+    pair.port.send(Kind.BATCH, b"x")
     pair.channel.answer(Kind.DONE, b"")
     with pytest.raises(RingBroken, match="generation 4"):
         pair.port.answers()
@@ -135,7 +152,7 @@ def test_answers_of_another_generation_break_the_ring() -> None:
 
 def test_batches_of_another_generation_break_the_ring() -> None:
     pair = open_pair(generation=5, channel_generation=6)
-    pair.port.send(b"x")
+    pair.port.send(Kind.BATCH, b"x")
     pair.port.ring()
     with pytest.raises(RingBroken, match="generation 5"):
         pair.batches()

@@ -140,6 +140,63 @@ def test_an_answer_of_another_form_is_a_bad_output(
     assert caught.value.data() == {"model": "double", "tensor": tensor, "expected": expected, "got": got}
 
 
+FREE = """
+format = "factory"
+factory = "model.py:build"
+[dimensions.n]
+max = 5
+[dimensions.found]
+max = 4
+count = "count"
+[[inputs]]
+name = "x"
+dtype = "float32"
+shape = ["n"]
+[[outputs]]
+name = "y"
+dtype = "float32"
+shape = ["n"]
+[[outputs]]
+name = "kept"
+dtype = "float32"
+shape = ["found"]
+[[outputs]]
+name = "count"
+dtype = "int64"
+shape = []
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "wrong"),
+    [
+        ("x, x[:, :2], x.long().sum(1)", None),
+        ("x, x[:, :0], x.long().sum(1)", None),
+        ("x, torch.cat((x, x[:, :1]), 1), x.long().sum(1)", None),
+        ("x[:, :2], x[:, :2], x.long().sum(1)", ("y", "float32 (2, 3)", "float32 (2, 2)")),
+        ("x, x.repeat(1, 2), x.long().sum(1)", ("kept", "float32 (2, found ≤ 4)", "float32 (2, 6)")),
+        ("x, x, x.sum(1)", ("count", "int64 (2)", "float32 (2)")),
+    ],
+)
+def test_outputs_have_the_sizes_of_the_inputs_or_any_up_to_the_largest(
+    write_model: WriteModel, answer: str, wrong: tuple[str, str, str] | None
+) -> None:
+    model = loaded(write_model(FREE, forward(f"return {answer}")))
+    if wrong is None:
+        assert len(model.run([torch.ones(2, 3)])) == 3
+    else:
+        with pytest.raises(BadModelOutput) as caught:
+            model.run([torch.ones(2, 3)])
+        assert (caught.value.tensor, caught.value.expected, caught.value.got) == wrong
+
+
+def test_the_three_parts_of_a_run_can_be_called_apart(write_model: WriteModel) -> None:
+    model = loaded(write_model(TWO_OUTPUTS, forward("return x * 2, x.sum(1)")))
+    with torch.inference_mode():
+        outputs = model.complete(model.compute(model.prepare([X])), 3, {})
+    assert [output.tolist() for output in outputs] == [output.tolist() for output in model.run([X])]
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tensord.daemon.models.document import Normalize, Softmax
 from tensord.daemon.models.errors import ManifestError
-from tensord.daemon.models.manifest import Factory, Format, Warmup, is_version, read_manifest
-from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
+from tensord.daemon.models.manifest import Format, Warmup, is_version, read_manifest
+from tensord.daemon.models.steps import PythonFunction
+from tensord.ipc.tensors import Dimension, DType, ModelSpec, TensorSpec
 
 WriteModel = Callable[..., Path]
 
@@ -76,7 +78,7 @@ def test_a_full_manifest_is_read_as_written(write_model: WriteModel) -> None:
     manifest = read_manifest(directory)
     assert (manifest.name, manifest.version, manifest.directory) == ("vision", 12, directory)
     assert manifest.format is Format.FACTORY
-    assert manifest.factory == Factory(directory / "model.py", "build")
+    assert manifest.factory == PythonFunction(directory / "model.py", "build")
     assert manifest.weights == directory / "weights.safetensors"
     assert manifest.program is None
     assert manifest.inputs == (TensorSpec("image", DType.UINT8, (1, 8, 8)), TensorSpec("scale", DType.BFLOAT16, ()))
@@ -84,6 +86,19 @@ def test_a_full_manifest_is_read_as_written(write_model: WriteModel) -> None:
     assert (manifest.idempotent, manifest.required) == (False, False)
     assert manifest.warmup == Warmup(directory / "warmup.safetensors", 0.0, 0.5)
     assert manifest.knobs == {"max_batch": 64, "order": "fcfs", "weight": 0.5}
+
+
+def test_free_dimensions_and_steps_are_read_with_their_tensors(write_model: WriteModel) -> None:
+    toml = MINIMAL_TOML.replace("shape = [3]", 'shape = ["n"]') + (
+        '[dimensions.n]\nmax = 9\nbuckets = [4, 9]\n[[preprocess]]\nop = "normalize"\ninput = "x"\n'
+        '[[postprocess]]\nop = "softmax"\noutput = "y"\n'
+    )
+    manifest = read_manifest(write_model(toml))
+    n = Dimension("n", 9)
+    assert (manifest.inputs, manifest.outputs) == (manifest.shapes.inputs, manifest.shapes.outputs)
+    assert manifest.spec(7).inputs == (TensorSpec("x", DType.FLOAT32, (n,)),)
+    assert manifest.shapes.buckets == {"n": (4, 9)}
+    assert (manifest.preprocess, manifest.postprocess) == ((Normalize("x"),), (Softmax("y"),))
 
 
 def test_defaults_are_idempotent_required_and_without_weights(write_model: WriteModel) -> None:
@@ -373,6 +388,42 @@ def test_any_bytes_give_a_manifest_or_a_sentence(tmp_path_factory: pytest.TempPa
     except ManifestError as error:
         sentence = str(error)
     assert sentence.isprintable()
+
+
+def test_graphs_are_asked_for(write_model: WriteModel) -> None:
+    toml = MINIMAL_TOML.replace("shape = [3]", 'shape = ["n"]')
+    buckets = "[dimensions.n]\nmax = 9\nbuckets = [4, 9]\n"
+    assert read_manifest(write_model("cuda_graphs = true\n" + toml + buckets)).cuda_graphs
+    assert not read_manifest(write_model(toml + buckets, name="other")).cuda_graphs
+
+
+PYTHON_STEP = '\nop = "python"\nfunction = "model.py:build"\n'
+
+
+@pytest.mark.parametrize(
+    ("more", "remedy"),
+    [
+        ("[dimensions.n]\nmax = 9\n", "there is a graph for each size; give buckets to the dimension n"),
+        (
+            '[dimensions.n]\nmax = 9\nbuckets = [9]\n[dimensions.m]\nmax = 3\ncount = "count"\n[[outputs]]\n'
+            'name = "count"\ndtype = "int64"\nshape = []\n[[outputs]]\nname = "z"\ndtype = "int8"\nshape = ["m"]\n',
+            "the size of m comes from the data, and a graph's are fixed; remove it",
+        ),
+        *(
+            (
+                f"[dimensions.n]\nmax = 9\nbuckets = [9]\n[[{where}]]{PYTHON_STEP}",
+                "a step in Python need not keep rows apart; put its code into the module, or remove cuda_graphs",
+            )
+            for where in ("preprocess", "postprocess")
+        ),
+    ],
+)
+def test_graphs_of_what_has_no_fixed_shapes_or_no_rows_are_refused(
+    write_model: WriteModel, more: str, remedy: str
+) -> None:
+    toml = "cuda_graphs = true\n" + MINIMAL_TOML.replace("shape = [3]", 'shape = ["n"]') + more
+    error = refused(write_model(toml))
+    assert (error.key, error.value, error.remedy) == ("cuda_graphs", "true", remedy)
 
 
 def test_reading_manifests_never_imports_torch() -> None:

@@ -36,6 +36,31 @@ def test_the_front_end_is_told_of_every_version(root: Path, add_model: AddModel)
     ]
 
 
+FREE_TOML = """
+format = "factory"
+factory = "model.py:build"
+inputs = [
+    {name = "x", dtype = "int8", shape = ["n", 2]},
+    {name = "mask", dtype = "bool", shape = ["n"], mask = "n"},
+]
+outputs = [{name = "count", dtype = "int32", shape = []}, {name = "y", dtype = "int8", shape = ["found"]}]
+
+[dimensions]
+n = {max = 9, buckets = [4, 9]}
+found = {max = 5, count = "count"}
+"""
+
+
+def test_the_front_end_is_told_of_free_dimensions(root: Path, add_model: AddModel) -> None:
+    (add_model("one") / "model.toml").write_text(FREE_TOML)
+    (served,) = catalog(root).served()
+    n, found = ("n", 9, False), ("found", 5, True)
+    x, mask = m.TensorInfo("x", DType.INT8, (n, 2)), m.TensorInfo("mask", DType.BOOL, (n,), optional=True)
+    assert served.inputs == (x, mask)
+    assert served.outputs == (m.TensorInfo("count", DType.INT32, ()), m.TensorInfo("y", DType.INT8, (found,)))
+    assert (served.buckets, served.counts) == ({"n": (4, 9)}, {"found": 0})
+
+
 def test_the_highest_version_is_stable(root: Path, add_model: AddModel) -> None:
     for version in (9, 10, 2):
         add_model("one", version)

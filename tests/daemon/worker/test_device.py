@@ -1,15 +1,17 @@
-"""The CPU as a device, on memory that a test can look at; and what stacking and unstacking must keep apart."""
+"""The CPU as a device, on memory that a test can look at; and what stacking, padding and copying must keep apart."""
 
+import itertools
 import time
 from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensord.daemon.models.dtypes import TORCH_DTYPES
-from tensord.daemon.worker.device import CpuDevice, Device, DeviceUnusable, open_device
+from tensord.daemon.worker.device import CpuDevice, Device, DeviceUnusable, Stage, open_device
+from tensord.ipc.statistics import Phase
 from tensord.ipc.tensors import DType, TensorSpec
 
 X = TensorSpec("x", DType.FLOAT32, (2, 3))
@@ -55,6 +57,7 @@ def test_a_row_may_be_a_single_number(device: CpuDevice) -> None:
     assert torch.equal(stacked, sent)
 
 
+@settings(deadline=None)
 @given(counts=st.lists(st.integers(1, 5), min_size=2, max_size=6), private=st.booleans())
 def test_several_runs_are_gathered_in_their_order(counts: list[int], private: bool) -> None:
     sent = values(DType.FLOAT32, sum(counts), 2, 3)
@@ -93,7 +96,7 @@ def test_a_run_that_is_cut_off_is_an_error(device: CpuDevice) -> None:
         device.stack(X, [torch.zeros(3 * X.row_bytes - 4, dtype=torch.uint8)], private=False)
 
 
-# ── unstacking ──────────────────────────────────────────────────────────────────────────────────
+# ── copying out ─────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("dtype", DType)
@@ -107,7 +110,8 @@ def test_rows_go_to_their_places_in_order(device: CpuDevice, dtype: DType, count
     for count in counts:
         parts.append(region[first : first + count * spec.row_bytes])
         first += count * spec.row_bytes + 64
-    device.unstack(output, parts)
+    for piece, part in zip(output.split(counts), parts, strict=True):
+        device.copy_out(piece, part.view(piece.dtype).view(piece.shape))
     assert torch.equal(torch.cat(parts), region_of(output))
     assert int((region == 0xA5).sum()) >= 64 * len(counts)
 
@@ -122,20 +126,98 @@ def test_rows_go_to_their_places_in_order(device: CpuDevice, dtype: DType, count
     ],
 )
 def test_an_output_may_be_strided(device: CpuDevice, output: torch.Tensor) -> None:
-    place = torch.zeros(output.numel() * 4, dtype=torch.uint8)
-    device.unstack(output, [place])
-    assert torch.equal(place.view(torch.float32).view(output.shape), output)
+    place = torch.zeros(output.shape)
+    device.copy_out(output, place)
+    assert torch.equal(place, output)
 
 
 def test_an_output_that_is_the_input_comes_back(device: CpuDevice) -> None:
     region = region_of(values(DType.FLOAT32, 2, 2, 3))
     stacked, _ = device.stack(X, [region], private=False)
-    place = torch.zeros_like(region)
-    device.unstack(stacked, [place])
-    assert torch.equal(place, region)
+    place = torch.zeros(2, 2, 3)
+    device.copy_out(stacked, place)
+    assert torch.equal(region_of(place), region)
 
 
-# ── regions and marks ───────────────────────────────────────────────────────────────────────────
+# ── padding ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def expected_padding(
+    tensors: Sequence[torch.Tensor], shape: tuple[int, ...], value: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """One element after the other."""
+    whole = torch.full(shape, value, dtype=dtype)
+    first = 0
+    for tensor in tensors:
+        for place in itertools.product(*map(range, tensor.shape)):
+            whole[(first + place[0], *place[1:])] = tensor[place]
+        first += len(tensor)
+    return whole
+
+
+row_shapes = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=4)
+
+
+@settings(deadline=None)
+@given(row_shapes, st.tuples(st.integers(0, 2), st.integers(0, 2)), st.sampled_from(DType), st.booleans())
+def test_each_part_fills_the_corner_of_its_rows(
+    shapes: list[tuple[int, int, int]], more: tuple[int, int], dtype: DType, private: bool
+) -> None:
+    tensors = [values(dtype, *shape) for shape in shapes]
+    rows, heights, widths = zip(*shapes, strict=True)
+    shape = (sum(rows), max(heights) + more[0], max(widths) + more[1])
+    parts = [region_of(tensor) for tensor in tensors]
+    padded, is_view = CpuDevice("cpu:0").pad(dtype, parts, shapes, shape, 1, private=private)
+    assert torch.equal(padded, expected_padding(tensors, shape, 1, TORCH_DTYPES[dtype]))
+    assert is_view == (shapes == [shape] and not private and dtype is not DType.BOOL)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(DType.INT64, -(2**63)), (DType.UINT8, 255), (DType.BFLOAT16, -0.5), (DType.FLOAT64, 1e300), (DType.BOOL, 1)],
+)
+def test_padding_has_the_models_value_in_its_type(device: CpuDevice, dtype: DType, value: float) -> None:
+    part = region_of(values(dtype, 1, 1))
+    padded, _ = device.pad(dtype, [part], [(1, 1)], (1, 3), value, private=False)
+    assert padded.dtype is TORCH_DTYPES[dtype]
+    assert padded[0, 1:].tolist() == [value, value]
+
+
+def test_one_part_of_the_whole_size_is_a_view(device: CpuDevice) -> None:
+    part = region_of(values(DType.FLOAT32, 2, 3))
+    padded, is_view = device.pad(DType.FLOAT32, [part], [(2, 3)], (2, 3), 0, private=False)
+    assert is_view
+    assert padded.data_ptr() == part.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", DType)
+@pytest.mark.parametrize("shape", [(2, 3), (2, 4)])
+def test_a_private_padded_tensor_leaves_the_clients_bytes_alone(
+    device: CpuDevice, dtype: DType, shape: tuple[int, int]
+) -> None:
+    part = region_of(values(dtype, 2, 3))
+    before = part.clone()
+    padded, is_view = device.pad(dtype, [part], [(2, 3)], shape, 0, private=True)
+    assert not is_view
+    padded.fill_(1)
+    assert torch.equal(part, before)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (1, 6)])
+def test_any_byte_but_zero_is_true_in_a_padded_tensor_too(device: CpuDevice, shape: tuple[int, int]) -> None:
+    part = torch.tensor([0, 1, 2, 255], dtype=torch.uint8)
+    padded, is_view = device.pad(DType.BOOL, [part], [(1, 4)], shape, 0, private=False)
+    assert not is_view
+    assert padded.view(torch.uint8).tolist() == [[0, 1, 1, 1] + [0] * (shape[1] - 4)]
+
+
+def test_a_part_that_is_cut_off_cannot_be_padded(device: CpuDevice) -> None:
+    for shape in ((1, 3), (1, 4)):
+        with pytest.raises(RuntimeError):
+            device.pad(DType.FLOAT32, [torch.zeros(8, dtype=torch.uint8)], [(1, 3)], shape, 0, private=False)
+
+
+# ── regions, stages and marks ───────────────────────────────────────────────────────────────────
 
 
 def test_a_region_is_the_memory_itself(device: CpuDevice) -> None:
@@ -148,6 +230,18 @@ def test_a_region_is_the_memory_itself(device: CpuDevice) -> None:
     device.close_region(region)
 
 
+def test_a_stage_is_over_when_its_block_is(device: CpuDevice) -> None:
+    place = torch.zeros(1, dtype=torch.int64)
+    for stage in Stage:
+        with device.stage(stage):
+            device.copy_out(torch.full((1,), int(stage)), place)
+        assert place.tolist() == [stage]
+
+
+def test_times_of_copying_are_those_of_memory(device: CpuDevice) -> None:
+    assert (device.copy_in_phase, device.copy_out_phase) == (Phase.COPY_IN, Phase.COPY_OUT)
+
+
 def test_marks_are_reached_when_they_are_made(device: CpuDevice) -> None:
     before = time.monotonic_ns()
     first, second = device.mark(), device.mark()
@@ -156,7 +250,8 @@ def test_marks_are_reached_when_they_are_made(device: CpuDevice) -> None:
 
 
 def test_memory_is_that_of_the_process(device: CpuDevice) -> None:
-    assert device.memory_bytes() > 10 * 1024 * 1024
+    assert device.statistics().memory_bytes > 10 * 1024 * 1024
+    assert device.statistics().total_bytes == 0
 
 
 def test_a_device_is_opened_by_its_name() -> None:

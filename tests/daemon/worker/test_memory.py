@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tensord.daemon.worker.device import CpuDevice
-from tensord.daemon.worker.memory import Memory, UnknownArena
+from tensord.daemon.worker.memory import VIEWS_MAX, Memory, UnknownArena
 from tensord.ipc.arena import create_arena, map_arena
 from tensord.ipc.errors import BadRequest
 from tensord.ipc.segment import Segment
+from tensord.ipc.tensors import DType, TensorSpec
 
 
 class Counting(CpuDevice):
@@ -57,8 +58,74 @@ def test_runs_are_byte_ranges_of_their_arenas(memory: Memory) -> None:
     assert memory.parts([(0, 1, 3)], 1)[0].tolist() == [9]
 
 
+def test_a_part_is_a_byte_range_of_its_arena(memory: Memory) -> None:
+    part = memory.part(4, 8000, 192)
+    part.fill_(9)
+    assert [len(memory.part(4, 7999, 300)), int(memory.part(4, 7999, 194).sum())] == [193, 4 + 192 * 9]
+    with pytest.raises(UnknownArena):
+        memory.part(5, 0, 1)
+
+
 def test_a_run_beyond_the_end_is_only_shorter(memory: Memory) -> None:
     assert [len(part) for part in memory.parts([(0, 10, 4000), (0, 1, 5000)], 64)] == [96, 0]
+
+
+# ── views ───────────────────────────────────────────────────────────────────────────────────────
+
+X = TensorSpec("x", DType.INT16, (2, 3))
+
+
+def test_a_view_has_type_and_shape_of_its_rows(memory: Memory) -> None:
+    view = memory.view(X, (4, 5, 64))
+    assert (view.dtype, tuple(view.shape)) == (torch.int16, (5, 2, 3))
+    assert view.unique().tolist() == [0x0404]
+    view[4, 1, 2] = 7
+    assert memory.part(4, 64 + 5 * 12 - 2, 4).tolist() == [7, 0, 4, 4]
+
+
+def test_the_same_run_gives_the_same_view_and_another_another(memory: Memory) -> None:
+    view = memory.view(X, (4, 5, 64))
+    assert memory.view(TensorSpec("y", DType.INT16, (2, 3)), (4, 5, 64)) is view
+    others = [
+        memory.view(X, (0, 5, 64)),
+        memory.view(X, (4, 4, 64)),
+        memory.view(X, (4, 5, 128)),
+        memory.view(TensorSpec("x", DType.BFLOAT16, (2, 3)), (4, 5, 64)),
+        memory.view(TensorSpec("x", DType.INT16, (3, 2)), (4, 5, 64)),
+    ]
+    assert len({id(each) for each in (view, *others)}) == 6
+
+
+def test_a_view_ends_with_its_arena(memory: Memory) -> None:
+    memory.view(X, (4, 5, 64))
+    memory.unmap(4)
+    with pytest.raises(UnknownArena):
+        memory.view(X, (4, 5, 64))
+
+
+def test_an_arena_that_comes_again_under_its_number_is_another(memory: Memory) -> None:
+    memory.view(X, (4, 5, 64))
+    memory.unmap(4)
+    fd = create_arena(8192)
+    memory.map_client(4, fd, 8192)
+    os.close(fd)
+    assert memory.view(X, (4, 5, 64)).unique().tolist() == [0]
+
+
+def test_a_view_beyond_its_arena_is_an_error(memory: Memory) -> None:
+    with pytest.raises(RuntimeError):
+        memory.view(X, (4, 1, 8192 - 10))
+
+
+def test_views_are_not_kept_without_bound(memory: Memory) -> None:
+    first = memory.view(X, (4, 1, 0))
+    for row in range(1, VIEWS_MAX + 1):
+        memory.view(X, (4, 1 + row // 500, 2 * (row % 500)))
+    assert len(memory._views) <= VIEWS_MAX
+    assert memory.view(X, (4, 1, 0)) is not first
+
+
+# ── arenas ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_arena_that_is_not_mapped_is_unknown(memory: Memory) -> None:

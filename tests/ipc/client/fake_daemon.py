@@ -16,7 +16,7 @@ import numpy as np
 from tensord.ipc.arena import create_arena
 from tensord.ipc.client.arrays import Array
 from tensord.ipc.errors import ArenaQuotaExceeded, TensordError, UnknownHandle, UnknownModel
-from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
+from tensord.ipc.tensors import Dimension, DType, ModelSpec, TensorSpec
 from tensord.ipc.wire import (
     FrameReader,
     FrameType,
@@ -79,6 +79,28 @@ def repeated(rows_max: int = 8) -> FakeModel:
     return FakeModel(spec, lambda given: [np.repeat(given[0][:, None], 1 << 20, axis=1)])
 
 
+def ragged() -> FakeModel:
+    """A model of integers that gives them back, those above zero, and how many these are; its mask is optional."""
+    n, found = Dimension("n", 1 << 16), Dimension("found", 8, from_data=True)
+    inputs = (TensorSpec("x", DType.INT32, (n,)), TensorSpec("mask", DType.INT32, (n,), optional=True))
+    outputs = (
+        TensorSpec("same", DType.INT32, (n,)),
+        TensorSpec("positive", DType.INT32, (found,)),
+        TensorSpec("count", DType.INT64, ()),
+    )
+    spec = ModelSpec("ragged", 1, inputs, outputs, 64, idempotent=True)
+
+    def compute(given: Sequence[Array]) -> Sequence[Array]:
+        x = given[0] * given[1] if len(given) > 1 else given[0]
+        rows = [row[row > 0] for row in x]
+        positive = np.zeros((len(x), max(map(len, rows))), np.int32)
+        for padded, row in zip(positive, rows, strict=True):
+            padded[: len(row)] = row
+        return [x, positive, np.array([len(row) for row in rows])]
+
+    return FakeModel(spec, compute)
+
+
 def usual_models() -> dict[str, FakeModel]:
     """What a FakeDaemon serves unless told otherwise."""
     models = [
@@ -90,6 +112,7 @@ def usual_models() -> dict[str, FakeModel]:
         one_to_one("flags", DType.BOOL, (2,), lambda x: ~x),
         sum_and_difference(),
         repeated(),
+        ragged(),
     ]
     return {model.spec.name: model for model in models}
 

@@ -15,9 +15,11 @@ import pytest
 from tensord import Client
 from tensord.ipc.arena import create_arena
 from tensord.ipc.client.arena import ArenaPool, ArenaSlot, ClientArena
-from tensord.ipc.client.model import RowPlan
+from tensord.ipc.client.arrays import Extent
+from tensord.ipc.client.model import RequestPlan
 from tensord.ipc.errors import (
     ArenaQuotaExceeded,
+    BadRequest,
     ConnectionLost,
     DeadlineExceeded,
     InternalError,
@@ -28,7 +30,7 @@ from tensord.ipc.errors import (
     UnknownHandle,
 )
 from tensord.ipc.limits import ARENAS_PER_CONNECTION_MAX
-from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
+from tensord.ipc.tensors import Dimension, DType, ModelSpec, TensorSpec
 from tensord.ipc.wire import FrameType, Lane, Welcome, encode_arena
 
 from .fake_daemon import FakeConnection, FakeDaemon, Infer, Script, ignore
@@ -313,6 +315,96 @@ def test_a_slot_of_a_model_that_changed_is_of_no_use(client: Client, daemon: Fak
     assert len(daemon.requests) == 1
 
 
+# ── free dimensions ─────────────────────────────────────────────────────────────────────────────
+
+LARGE_N = 1 << 16
+"""A row of so many integers takes the arena lane; it is the largest size of `ragged`, too."""
+
+
+def integers(rows: int, n: int, positive: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.int32]]":
+    """Rows of -1 with some positive numbers at the front: 1, 2, 3, …; one less in each further row."""
+    x = np.full((rows, n), -1, np.int32)
+    for row in range(rows):
+        x[row, : max(0, positive - row)] = np.arange(1, max(0, positive - row) + 1)
+    return x
+
+
+@pytest.mark.parametrize(("rows", "n", "in_arena"), [(3, 8, False), (2, LARGE_N, True)])
+@pytest.mark.parametrize("positive", [0, 1, 5, 8])
+def test_outputs_have_the_sizes_of_the_inputs_and_of_the_data_in_both_lanes(
+    client: Client, daemon: FakeDaemon, rows: int, n: int, in_arena: bool, positive: int
+) -> None:
+    x = integers(rows, n, positive)
+    outputs = client.infer("ragged", x)
+    assert daemon.requests[0].in_arena == in_arena
+    assert np.array_equal(outputs["same"], x)
+    assert outputs["positive"].shape == (rows, positive)
+    assert outputs["positive"][0].tolist() == list(range(1, positive + 1))
+    assert outputs["count"].tolist() == [max(0, positive - row) for row in range(rows)]
+    assert client.statistics().slots_leased == 0
+
+
+@pytest.mark.parametrize("n", [8, LARGE_N])
+def test_an_optional_input_travels_only_when_it_is_given(client: Client, daemon: FakeDaemon, n: int) -> None:
+    x = integers(2, n, 4)
+    mask = np.ones_like(x)
+    mask[:, 0] = 0
+    assert client.infer("ragged", x)["positive"][0].tolist() == [1, 2, 3, 4]
+    assert client.infer("ragged", {"x": x, "mask": mask})["positive"][0].tolist() == [2, 3, 4]
+    assert [infer.head.input_count for infer in daemon.requests] == [1, 2]
+    assert [[array.shape for array in infer.inputs()] for infer in daemon.requests] == [[(2, n)], [(2, n)] * 2]
+
+
+def test_requests_of_different_sizes_do_not_disturb_one_another(client: Client) -> None:
+    for n in (8, LARGE_N, 3, 100, 8, LARGE_N - 1):
+        x = integers(2, n, 3)
+        assert np.array_equal(client.infer("ragged", x)["same"], x)
+
+
+def test_a_slot_is_leased_for_sizes_and_holds_the_inputs_that_are_named(client: Client, daemon: FakeDaemon) -> None:
+    with client.lease("ragged", rows=2, sizes={"n": 10}) as slot:
+        assert {name: view.shape for name, view in slot.inputs.items()} == {"x": (2, 10)}
+        slot.input[:] = integers(2, 10, 4)
+        outputs = slot.infer()
+    assert daemon.requests[0].head.input_count == 1
+    assert outputs["positive"].tolist() == [[1, 2, 3, 4], [1, 2, 3, 0]]
+    with client.lease("ragged", rows=1, sizes={"n": 3}, optional=["mask"]) as slot:
+        assert {name: view.shape for name, view in slot.inputs.items()} == {"x": (1, 3), "mask": (1, 3)}
+        slot["x"][:] = [[5, 6, 7]]
+        slot["mask"][:] = [[0, 1, 0]]
+        assert slot.infer()["positive"].tolist() == [[6]]
+
+
+def test_outputs_of_a_slot_are_views_that_shrink_to_what_there_is(client: Client) -> None:
+    with client.lease("ragged", rows=2, sizes={"n": 10}) as slot:
+        assert slot.outputs["positive"].shape == (2, 8)
+        for positive in (3, 8, 0, 5):
+            slot.input[:] = integers(2, 10, positive)
+            outputs = slot.infer()
+            assert outputs["positive"].shape == (2, positive)
+            assert outputs["same"].tolist() == slot.input.tolist()
+            assert np.shares_memory(outputs["count"], slot.outputs["count"])
+            assert positive == 0 or np.shares_memory(outputs["positive"], slot.outputs["positive"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "optional", "told"),
+    [
+        ({}, [], "n: 1 to 65536"),
+        ({"n": 0}, [], "n: 1 to 65536"),
+        ({"n": LARGE_N + 1}, [], "n: 1 to 65536"),
+        ({"n": 5, "found": 3}, [], "n: 1 to 65536"),
+        ({"n": 5}, ["x"], r"the optional inputs are \['mask'\]"),
+    ],
+)
+def test_a_lease_of_sizes_that_make_no_sense_is_refused(
+    client: Client, daemon: FakeDaemon, sizes: dict[str, int], optional: list[str], told: str
+) -> None:
+    with pytest.raises(BadRequest, match=told):
+        client.lease("ragged", sizes=sizes, optional=optional)
+    assert daemon.seen(FrameType.ATTACH) == []
+
+
 # ── descriptors ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -395,7 +487,7 @@ def pool_of(nbytes: int) -> tuple[ArenaPool, list[int]]:
 
 def test_slots_do_not_overlap_and_come_back() -> None:
     pool, released = pool_of(mmap.PAGESIZE)
-    plan = RowPlan(1, SPEC, 10)
+    plan = RequestPlan(1, SPEC, Extent(10))
     assert plan.slot_bytes == 1_024 + 128
     slots = [slot for slot in (pool.lease(plan) for _ in range(4)) if slot is not None]
     assert len(slots) == 3
@@ -406,6 +498,21 @@ def test_slots_do_not_overlap_and_come_back() -> None:
     assert isinstance(again, ArenaSlot)
     assert again.base == slots[1].base
     assert len(released) == 1
+
+
+def test_a_slot_of_free_sizes_takes_what_its_sizes_need() -> None:
+    pool, _ = pool_of(mmap.PAGESIZE)
+    n, found = Dimension("n", 100), Dimension("found", 10, from_data=True)
+    tensors = (TensorSpec("x", DType.UINT8, (n,)), TensorSpec("mask", DType.UINT8, (n,), optional=True))
+    spec = ModelSpec("m", 1, tensors, (TensorSpec("y", DType.UINT8, (found,)),), 64, idempotent=True)
+    with_mask, without = RequestPlan(1, spec, Extent(2, (60,))), RequestPlan(1, spec, Extent(2, (60,), (1,)))
+    assert (with_mask.slot_bytes, without.slot_bytes) == (128 + 128 + 64, 128 + 64)
+    slot = pool.lease(without)
+    assert slot is not None
+    assert {name: view.shape for name, view in slot.inputs.items()} == {"x": (2, 60)}
+    slot.outputs["y"][:] = np.arange(20).reshape(2, 10)
+    assert [view.tolist() for view in slot.results([(2, 3)])] == [[[0, 1, 2], [3, 4, 5]]]
+    assert [view.shape for view in slot.results([])] == [(2, 10)]
 
 
 def test_a_pool_allows_so_many_arenas() -> None:

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensord.ipc.client.arrays import arrange_outputs, as_bytes, is_torch_tensor, prepare_inputs
+from tensord.ipc.client.arrays import Extent, arrange_outputs, as_bytes, is_torch_tensor, prepare_inputs
 from tensord.ipc.errors import BadRequest, TensordError, TooManyRows, WrongDType, WrongShape, WrongTensors
-from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
+from tensord.ipc.tensors import Dimension, DType, ModelSpec, TensorSpec
 
 
 def one(dtype: DType = DType.FLOAT32, shape: tuple[int, ...] = (2, 3), rows_max: int = 8) -> ModelSpec:
@@ -35,7 +35,7 @@ def test_an_array_that_fits_is_not_copied() -> None:
     x = np.zeros((4, 2, 3), np.float32)
     prepared = prepare_inputs(one(), x)
     assert prepared.arrays[0] is x
-    assert (prepared.rows, prepared.is_torch) == (4, False)
+    assert (prepared.extent, prepared.is_torch) == (Extent(4), False)
 
 
 def test_inputs_by_name_come_into_the_models_order() -> None:
@@ -125,6 +125,88 @@ def test_other_things_are_refused(tensor: object) -> None:
 def test_whatever_comes_is_taken_or_refused_by_one_of_our_errors(tensor: object) -> None:
     with contextlib.suppress(TensordError):
         assert prepare_inputs(one(), tensor).arrays[0].shape[1:] == (2, 3)
+
+
+# ── free dimensions ─────────────────────────────────────────────────────────────────────────────
+
+TOKENS, WIDTH = Dimension("tokens", 100), Dimension("width", 5)
+TEXT = ModelSpec(
+    "text",
+    1,
+    (
+        TensorSpec("ids", DType.INT64, (TOKENS,)),
+        TensorSpec("mask", DType.UINT8, (TOKENS,), optional=True),
+        TensorSpec("image", DType.FLOAT32, (WIDTH, 2, TOKENS)),
+    ),
+    (TensorSpec("y", DType.INT8, (TOKENS,)),),
+    8,
+    True,
+)
+IDS = ModelSpec("ids", 1, (TEXT.inputs[0], TEXT.inputs[1]), TEXT.outputs, 8, True)
+"""One input is needed, the other is optional."""
+
+
+def text(rows: int = 2, tokens: int = 7, width: int = 3, **more: "np.ndarray[Any, Any]") -> dict[str, Any]:
+    image = np.zeros((rows, width, 2, tokens), np.float32)
+    return {"ids": np.zeros((rows, tokens), np.int64), "image": image, **more}
+
+
+@given(st.integers(1, 8), st.integers(1, 100), st.integers(1, 5), st.booleans())
+def test_sizes_come_with_the_inputs(rows: int, tokens: int, width: int, has_mask: bool) -> None:
+    mask = {"mask": np.ones((rows, tokens), np.uint8)} if has_mask else {}
+    prepared = prepare_inputs(TEXT, text(rows, tokens, width, **mask))
+    assert prepared.extent == Extent(rows, (tokens, width), () if has_mask else (1,))
+    assert [array.dtype for array in prepared.arrays] == [np.int64, *([np.uint8] if has_mask else []), np.float32]
+
+
+def test_an_input_of_a_free_size_is_not_copied_either() -> None:
+    ids = np.zeros((3, 9), np.int64)
+    prepared = prepare_inputs(IDS, ids)
+    assert prepared.arrays[0] is ids
+    assert prepared.extent == Extent(3, (9,), (1,))
+
+
+def test_the_one_input_that_is_needed_needs_no_name() -> None:
+    assert prepare_inputs(IDS, [[1, 2, 3]]).extent == Extent(1, (3,), (1,))
+    assert prepare_inputs(IDS, {"ids": [[1, 2]], "mask": [[1, 0]]}).extent == Extent(1, (2,), ())
+    with pytest.raises(WrongTensors, match="one tensor without a name"):
+        prepare_inputs(TEXT, np.zeros((1, 2), np.int64))
+
+
+@pytest.mark.parametrize("names", [["ids"], ["ids", "mask"], ["mask", "image"], ["ids", "image", "more"], []])
+def test_only_optional_inputs_may_be_left_out(names: list[str]) -> None:
+    given = text(mask=np.ones((2, 7), np.uint8), more=np.zeros(1))
+    with pytest.raises(WrongTensors) as caught:
+        prepare_inputs(TEXT, {name: given[name] for name in names})
+    assert caught.value.data() == {"model": "text", "expected": ["ids", "mask", "image"], "got": names}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "tensor", "expected", "got"),
+    [
+        (text(tokens=101), "ids", "(2, tokens ≤ 100)", "(2, 101)"),
+        (text(tokens=0), "ids", "(2, tokens ≤ 100)", "(2, 0)"),
+        (text(width=6), "image", "(2, width ≤ 5, 2, 7)", "(2, 6, 2, 7)"),
+        (text(width=0), "image", "(2, width ≤ 5, 2, 7)", "(2, 0, 2, 7)"),
+        (text(mask=np.ones((2, 8), np.uint8)), "mask", "(2, 7)", "(2, 8)"),
+        (text(mask=np.ones((3, 7), np.uint8)), "mask", "(2, 7)", "(3, 7)"),
+        (text(mask=np.ones((2,), np.uint8)), "mask", "(2, 7)", "(2)"),
+        ({**text(), "image": np.zeros((2, 3, 2, 9), np.float32)}, "image", "(2, 3, 2, 7)", "(2, 3, 2, 9)"),
+        ({**text(), "image": np.zeros((2, 3, 3, 7), np.float32)}, "image", "(2, 3, 2, 7)", "(2, 3, 3, 7)"),
+        ({**text(), "ids": np.zeros((2, 7, 1), np.int64)}, "ids", "(2, tokens ≤ 100)", "(2, 7, 1)"),
+    ],
+)
+def test_sizes_are_one_to_the_maximum_and_the_same_in_all_inputs(
+    inputs: dict[str, Any], tensor: str, expected: str, got: str
+) -> None:
+    with pytest.raises(WrongShape) as caught:
+        prepare_inputs(TEXT, inputs)
+    assert caught.value.data() == {"model": "text", "tensor": tensor, "expected": expected, "got": got}
+
+
+def test_the_only_input_is_asked_for_in_rows() -> None:
+    with pytest.raises(WrongShape, match=r"must have shape \(rows, tokens ≤ 100\), not \(1, 101\)"):
+        prepare_inputs(IDS, np.zeros((1, 101), np.int64))
 
 
 # ── torch ───────────────────────────────────────────────────────────────────────────────────────

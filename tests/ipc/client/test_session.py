@@ -11,17 +11,21 @@ from hypothesis import strategies as st
 
 from tensord.ipc.arena import create_arena
 from tensord.ipc.client.arena import ArenaSlot
+from tensord.ipc.client.arrays import Extent
 from tensord.ipc.client.call import Call
 from tensord.ipc.client.model import PLANS_MAX, OpenedModel
 from tensord.ipc.client.session import ClientSession
 from tensord.ipc.errors import BadFrame, BadRequest, ConnectionLost, QueueFull, ShuttingDown, TensordError
-from tensord.ipc.tensors import DType, ModelSpec, TensorSpec
+from tensord.ipc.tensors import Dimension, DType, ModelSpec, TensorSpec
 from tensord.ipc.wire import (
+    HEADER,
     FrameType,
+    InferHead,
     Lane,
     ResultHead,
     TensorHeader,
     Welcome,
+    decode_tensors,
     encode_arena,
     encode_error,
     encode_models,
@@ -52,7 +56,7 @@ def feed(session: ClientSession, data: bytes, step: int = 1 << 20) -> None:
 
 
 def infer(session: ClientSession, rows: int = 3) -> Call:
-    call, _ = session.infer_inline(OpenedModel(5, SPEC).plan(rows), 1, 10**9, 0)
+    call, _ = session.infer_inline(OpenedModel(5, SPEC).plan(Extent(rows)), 1, 10**9, 0)
     assert session.admit(call)
     return call
 
@@ -195,7 +199,7 @@ def test_room_is_what_the_welcome_allows() -> None:
     session.welcome = Welcome(1, 2, 2, 4, 5)
     first = infer(session)
     infer(session)
-    third, _ = session.infer_inline(OpenedModel(5, SPEC).plan(1), 1, 10**9, 0)
+    third, _ = session.infer_inline(OpenedModel(5, SPEC).plan(Extent(1)), 1, 10**9, 0)
     assert not session.admit(third)
     ticket = session.room_ticket()
     feed(session, result(first))
@@ -247,7 +251,7 @@ def test_attached_without_descriptor_is_a_bad_frame() -> None:
 
 def slot_of(session: ClientSession) -> ArenaSlot:
     session.pool.add(*attach(session, [create_arena(mmap.PAGESIZE)]).outcome())
-    slot = session.pool.lease(OpenedModel(5, SPEC).plan(3))
+    slot = session.pool.lease(OpenedModel(5, SPEC).plan(Extent(3)))
     assert slot is not None
     slot.begin()
     return slot
@@ -283,10 +287,128 @@ def test_an_arena_result_elsewhere_than_asked_is_a_bad_frame(changes: dict[str, 
         feed(session, arena_result(call, slot, **changes))
 
 
+# ── sizes that come from the data ───────────────────────────────────────────────────────────────
+
+N, FOUND = Dimension("n", 9), Dimension("found", 6, from_data=True)
+DETECTOR = ModelSpec(
+    "detector",
+    1,
+    (TensorSpec("x", DType.FLOAT32, (N,)), TensorSpec("mask", DType.UINT8, (N,), optional=True)),
+    (TensorSpec("boxes", DType.FLOAT32, (FOUND, 4)), TensorSpec("count", DType.INT32, ())),
+    64,
+    True,
+)
+EXTENT = Extent(2, (5,), (1,))
+
+
+def detect(session: ClientSession) -> Call:
+    """An inline request of two rows, without the mask."""
+    call, head = session.infer_inline(OpenedModel(5, DETECTOR).plan(EXTENT), 1, 10**9, 0)
+    assert session.admit(call)
+    infer, tensors = InferHead.decode(memoryview(head)[HEADER.size :], head[3])
+    assert (infer.input_count, infer.output_count) == (1, 0)
+    assert decode_tensors(tensors, 1) == [TensorHeader(0, DType.FLOAT32, (2, 5), 40)]
+    return call
+
+
+def detections(call: Call, found: int) -> bytes:
+    """An inline answer with so many entries per row."""
+    boxes = np.arange(2 * found * 4, dtype=np.float32)
+    headers = TensorHeader(0, DType.FLOAT32, (2, found, 4), boxes.nbytes).encode()
+    headers += TensorHeader(1, DType.INT32, (2,), 8).encode()
+    payload = boxes.tobytes() + np.array([found, 0], np.int32).tobytes()
+    return encode_result(ResultHead(1, 2, 0, 0, 2), call.request_id, headers, len(payload)) + payload
+
+
+@given(st.integers(0, 6), st.integers(1, 200))
+def test_inline_outputs_are_as_large_as_the_result_says(found: int, step: int) -> None:
+    session = ClientSession()
+    first, second = detect(session), detect(session)
+    feed(session, detections(second, found) + detections(first, 6), step)
+    for call, size in ((first, 6), (second, found)):
+        boxes, counts = call.arrays
+        assert (boxes.shape, boxes.reshape(-1).tolist()) == ((2, size, 4), list(range(8 * size)))
+        assert counts.tolist() == [size, 0]
+    assert session.in_flight == 0
+
+
+def detect_in_slot(session: ClientSession) -> tuple[Call, ArenaSlot]:
+    session.pool.add(*attach(session, [create_arena(mmap.PAGESIZE)]).outcome())
+    slot = session.pool.lease(OpenedModel(5, DETECTOR).plan(EXTENT))
+    assert slot is not None
+    slot.begin()
+    call, head = session.infer_arena(slot, 5, 1, 10**9, 0)
+    assert session.admit(call)
+    infer, tensors = InferHead.decode(memoryview(head)[HEADER.size :], head[3])
+    assert (infer.input_count, infer.output_count) == (1, 2)
+    assert [tensor.nbytes for tensor in decode_tensors(tensors, 3)] == [40, 192, 8]
+    return call, slot
+
+
+def detections_in_slot(call: Call, slot: ArenaSlot, shape: tuple[int, ...], nbytes: int, **changes: Any) -> bytes:
+    offsets = slot.plan.offsets
+    fields = {
+        "index": 0,
+        "dtype": DType.FLOAT32,
+        "arena": 4,
+        "offset": slot.base + offsets[1],
+        "lane": Lane.ARENA,
+        **changes,
+    }
+    headers = TensorHeader(shape=shape, nbytes=nbytes, **fields).encode()
+    headers += TensorHeader(1, DType.INT32, (2,), 8, Lane.ARENA, 4, slot.base + offsets[2]).encode()
+    return encode_result(ResultHead(1, 2, 0, 0, 2), call.request_id, headers, 0)
+
+
+@pytest.mark.parametrize("found", range(7))
+def test_outputs_in_a_slot_are_as_large_as_the_result_says(found: int) -> None:
+    session = ClientSession()
+    call, slot = detect_in_slot(session)
+    slot.outputs["boxes"][:] = np.arange(48).reshape(2, 6, 4)
+    feed(session, detections_in_slot(call, slot, (2, found, 4), 32 * found))
+    assert call.done
+    assert call.arrays == []
+    boxes, counts = slot.results(call.shapes)
+    assert (boxes.shape, boxes.reshape(-1).tolist()) == ((2, found, 4), list(range(8 * found)))
+    assert np.shares_memory(counts, slot.outputs["count"])
+    assert not slot.in_flight
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes"),
+    [
+        ((2, 7, 4), {}),
+        ((3, 6, 4), {}),
+        ((1, 6, 4), {}),
+        ((2, 6, 5), {}),
+        ((2, 6), {}),
+        ((2, 6, 4, 1), {}),
+        ((2, 5, 4), {"arena": 5}),
+        ((2, 5, 4), {"offset": 0}),
+        ((2, 5, 4), {"lane": Lane.INLINE}),
+        ((2, 5, 4), {"dtype": DType.INT32}),
+        ((2, 5, 4), {"index": 1}),
+    ],
+)
+def test_outputs_that_do_not_lie_in_the_slot_are_a_bad_frame(shape: tuple[int, ...], changes: dict[str, Any]) -> None:
+    session = ClientSession()
+    call, slot = detect_in_slot(session)
+    with pytest.raises((BadFrame, BadRequest)):
+        feed(session, detections_in_slot(call, slot, shape, 160, **changes))
+    assert slot.in_flight
+
+
+def test_outputs_in_a_slot_have_no_payload() -> None:
+    session = ClientSession()
+    call, _ = detect_in_slot(session)
+    with pytest.raises(BadFrame):
+        feed(session, detections(call, 3))
+
+
 def test_plans_of_a_model_are_bounded() -> None:
     opened = OpenedModel(1, ModelSpec("m", 1, SPEC.inputs, SPEC.outputs, 10_000, True))
-    plan = opened.plan(1)
-    assert opened.plan(1) is plan
+    plan = opened.plan(Extent(1))
+    assert opened.plan(Extent(1)) is plan
     for rows in range(1, PLANS_MAX + 2):
-        opened.plan(rows)
-    assert opened.plan(1) is not plan
+        opened.plan(Extent(rows))
+    assert opened.plan(Extent(1)) is not plan

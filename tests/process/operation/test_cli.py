@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(90)]
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 DIGIT = CONFIGS / "images" / "digits" / "09_label-9.png"
-COMMANDS = ("serve", "demo", "infer", "models", "status", "get", "set", "check-config", "version")
+COMMANDS = ("serve", "demo", "infer", "models", "status", "get", "set", "bench", "check-config", "version")
 
 Cli = Callable[..., str]
 
@@ -107,7 +107,7 @@ def test_status_as_json_is_all_of_it(cli: Cli, sturdy: "Instance") -> None:
 
 def test_models_lists_every_model_in_one_line(cli: Cli, sturdy: "Instance") -> None:
     heading, *lines, note = assert_fits(cli("models"))
-    assert heading.split() == ["MODEL", "LABELS", "READY", "ON", "REQUESTS", "FAILED", "p50", "p99", "BATCH"]
+    assert heading.split() == ["MODEL", "LABELS", "READY", "ON", "REQUESTS", "FAILED", "p50", "p99", "BATCH", "PADDED"]
     assert [line.split()[0] for line in lines] == [f"{each.name}:{each.version}" for each in sturdy.status().models]
     assert all("cpu:0, cpu:1" in line for line in lines)
     assert "p99: from request to reply" in note
