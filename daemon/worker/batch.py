@@ -24,7 +24,6 @@ from tensord.ipc.errors import BadModelOutput
 from tensord.ipc.ring import RingBroken
 from tensord.ipc.tensors import Dimension, DType, TensorSpec
 
-from ..models.dtypes import TORCH_DTYPES
 from ..models.manifest import Manifest
 from ..models.shapes import Shapes
 from .device import Device
@@ -204,7 +203,7 @@ def _input_part(spec: TensorSpec, place: tuple[int, int], shape: tuple[int, ...]
     """The bytes of one request's input; of a mask that it left out, ones: all of its elements are real."""
     arena, offset = place
     if arena == NO_ARENA:
-        return torch.ones(math.prod(shape), dtype=TORCH_DTYPES[spec.dtype]).view(torch.uint8)
+        return memory.ones(spec.dtype, math.prod(shape))
     return memory.part(arena, offset, math.prod(shape) * spec.dtype.itemsize)
 
 

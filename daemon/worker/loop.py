@@ -154,17 +154,25 @@ class Worker:
             return
         try:
             channel.listen()
-            while (message := channel.take()) is not None:
+            while channel is self._channel and (message := channel.take()) is not None:
                 self._begin(*message)
                 if len(self._begun) >= self._device.in_flight_max:
                     self._answer_oldest()
-                channel.listen()
+                self._look_around(channel)
             while self._begun:
                 self._answer_oldest()
         except LeftBehind:
             return  # to the new rings, in the next turn
         except (RingBroken, struct.error):
             self._running = False  # the supervisor starts a successor with new rings
+
+    def _look_around(self, channel: Channel) -> None:
+        """Between two batches: what has come meanwhile. A worker that is never idle must hear the supervisor, too."""
+        for fd, _ in self._poller.poll(0):
+            if fd == self._link.fileno():
+                self._receive()
+            else:
+                channel.listen()
 
     # ── batches ─────────────────────────────────────────────────────────────────────────────────
 

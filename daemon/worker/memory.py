@@ -8,7 +8,7 @@ import torch
 
 from tensord.ipc.arena import map_arena
 from tensord.ipc.descriptors import Run
-from tensord.ipc.tensors import TensorSpec
+from tensord.ipc.tensors import DType, TensorSpec, align
 
 from ..models.dtypes import TORCH_DTYPES
 from .device import Device
@@ -17,6 +17,9 @@ from .device import Device
 class UnknownArena(Exception):
     """A descriptor names an arena that is not mapped here."""
 
+
+ONES_BYTES_MIN: Final = 64 * 1024
+"""A buffer of ones is made for masks of any usual length at once; a longer mask gets a longer buffer."""
 
 VIEWS_MAX: Final = 4_096
 """Views remembered; then the memory starts anew. One is about half a KiB."""
@@ -28,6 +31,7 @@ class Memory:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._regions: dict[int, torch.Tensor] = {}
+        self._ones: dict[DType, torch.Tensor] = {}
         self._views: dict[tuple[object, ...], torch.Tensor] = {}
         """By type, row shape, arena, rows and offset: requests keep coming to the same slots; a view costs 4 µs."""
 
@@ -38,6 +42,16 @@ class Memory:
     def map_client(self, arena: int, fd: int, nbytes: int) -> None:
         """Map a client's arena after checking its seals; `fd` stays the caller's."""
         self._regions[arena] = self._device.open_region(map_arena(fd, nbytes))
+
+    def ones(self, dtype: DType, count: int) -> torch.Tensor:
+        """The bytes of so many ones, in memory that the device knows: the mask that a request left out."""
+        nbytes = count * dtype.itemsize
+        ones = self._ones.get(dtype)
+        if ones is None or len(ones) < nbytes:
+            ones = self._device.open_region(mmap.mmap(-1, align(max(nbytes, ONES_BYTES_MIN), mmap.PAGESIZE)))
+            ones.view(TORCH_DTYPES[dtype]).fill_(1)
+            self._ones[dtype] = ones
+        return ones[:nbytes]
 
     def unmap(self, arena: int) -> None:
         """Forget an arena; the memory goes when the last tensor on it does."""

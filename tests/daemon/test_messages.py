@@ -1,4 +1,5 @@
 import fcntl
+import gc
 import os
 import select
 import socket
@@ -73,6 +74,7 @@ Links = tuple[Link, Link]
 
 @pytest.fixture
 def links() -> Iterator[Links]:
+    gc.collect()  # what other tests left behind must not be closed in between
     before = len(os.listdir("/proc/self/fd"))
     ours, theirs = Link.pair()
     yield ours, theirs

@@ -92,6 +92,12 @@ def test_a_ragged_batch_that_goes_on_is_a_struct_error(batch: RaggedDescriptor, 
         decode_ragged(encoded(batch) + more)
 
 
+def test_a_request_that_is_not_counted_is_a_struct_error() -> None:
+    one, two = (encode_ragged(1, 0, 1, [8], [RaggedRequest(1, (7,), ((0, 64),), ())] * count) for count in (1, 2))
+    with pytest.raises(struct.error):
+        decode_ragged(one + two[-20:])
+
+
 def test_a_ragged_request_of_one_tensor_each_way_takes_40_bytes() -> None:
     request = RaggedRequest(1, (7,), ((0, 64),), ((0, 128, 28),))
     assert len(encode_ragged(1, 0, 2, [8], [request, request])) == 24 + 4 + 2 * 40

@@ -4,7 +4,7 @@ from itertools import pairwise
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -67,13 +67,14 @@ def test_a_time_changes_its_unit_before_it_has_four_digits(value: float | None, 
     [
         (0, "0 B"),
         (1023, "1023 B"),
+        (1023.5, "1 KiB"),
         (1024, "1 KiB"),
         (2**20 - 1, "1 MiB"),
         (3 * 2**29, "1.5 GiB"),
         (2**43, "8192 GiB"),
     ],
 )
-def test_a_size_changes_its_unit_at_1024(value: int, text: str) -> None:
+def test_a_size_changes_its_unit_at_1024(value: float, text: str) -> None:
     assert nbytes(value) == text
 
 
@@ -92,13 +93,15 @@ def test_what_is_read_is_what_was_meant_to_half_a_percent(value: int) -> None:
 
 
 @given(st.floats(0, 1e8))
+@example(60.0)
+@example(86_400.0)
 def test_a_duration_has_two_neighbouring_units_and_never_runs_ahead(seconds: float) -> None:
     words = duration(seconds).split()
     numbers, units = [int(number) for number in words[::2]], words[1::2]
     assert tuple(units) in [*pairwise(SECONDS), ("s",)]
     said = sum(number * SECONDS[unit] for number, unit in zip(numbers, units, strict=True))
     assert said <= seconds < said + SECONDS[units[-1]]
-    assert len(units) == 1 or numbers[0] >= 1
+    assert seconds < 60 if len(units) == 1 else numbers[0] >= 1
 
 
 # ── lines ───────────────────────────────────────────────────────────────────────────────────────

@@ -173,6 +173,7 @@ class Rig:
         self._body: Callable[[], Awaitable[None]]
         self._task: asyncio.Task[None] | None = None
         self._failed: BaseException | None = None
+        self._unhandled: list[dict[str, Any]] = []
         self._listeners: list[socket.socket] = []
         self._listen = self.supervisor._runtime.listen
         monkeypatch.setattr(self.supervisor._runtime, "listen", self._note_listener)
@@ -183,8 +184,8 @@ class Rig:
     def run(self, body: Callable[[], Awaitable[None]]) -> Exit:
         """What the supervisor's `run` returns or raises; `body` begins when everything is spawned.
 
-        When the body is through, the supervisor is drained and every child ends. Afterwards no descriptor is left
-        but those that a supervisor leaves to the end of its process, and these are closed here.
+        When the body is through, the supervisor is drained and every child ends. Then nothing went wrong that nobody
+        handled, and no descriptor is left but those that a supervisor leaves to the end of its process.
         """
         self._body = body
         before = len(os.listdir("/proc/self/fd"))
@@ -198,10 +199,12 @@ class Rig:
         finally:
             if self._failed is not None:
                 raise self._failed
+            assert self._unhandled == []
             assert len(os.listdir("/proc/self/fd")) == before
 
     def _spawn(self, loop: asyncio.AbstractEventLoop, module: str, *arguments: Any, **callbacks: Any) -> FakeChild:
         if self._task is None:
+            loop.set_exception_handler(lambda _, context: self._unhandled.append(context))
             self._task = loop.create_task(self._play())
         if module in self.refuses:
             self.refused += 1

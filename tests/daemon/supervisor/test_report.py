@@ -96,6 +96,57 @@ def test_a_workers_words_are_its_page_and_its_place(rig: Rig) -> None:
     rig.run(body)
 
 
+def test_a_gpus_memory_is_told_and_a_cpu_has_none(rig: Rig) -> None:
+    async def body() -> None:
+        words = rig.place("cpu:1").page.block.words  # as the worker of a GPU would write it
+        for place, word in enumerate(
+            (
+                Word.DEVICE_ALLOCATED_BYTES,
+                Word.DEVICE_FREE_BYTES,
+                Word.DEVICE_TOTAL_BYTES,
+                Word.PINNED_BYTES,
+                Word.UNPINNED_BYTES,
+            )
+        ):
+            words[word] = 10 + place
+        told = [worker.device_memory for worker in report(rig.supervisor).workers]
+        assert told == [None, control.DeviceMemory(10, 11, 12, 13, 14)]
+
+    rig.run(body)
+
+
+def test_what_a_worker_notes_is_told_until_it_takes_it_back_or_ends(rig: Rig) -> None:
+    def told() -> list[str]:
+        return report(rig.supervisor).workers[0].notes
+
+    async def body() -> None:
+        worker = rig.worker("cpu:0")
+        worker.say(m.WorkerStarted(2**30))
+        assert told() == []
+        worker.say(m.WorkerNoted("pinning", "the arena could not be pinned"))
+        worker.say(m.WorkerNoted("graphs", "no graph was captured"))
+        assert told() == ["the arena could not be pinned", "no graph was captured"]
+        worker.say(m.WorkerNoted("pinning", ""))
+        assert told() == ["no graph was captured"]
+        worker.end()
+        assert told() == []
+
+    rig.run(body)
+
+
+def test_a_models_memory_is_told_where_it_is_loaded(rig: Rig) -> None:
+    async def body() -> None:
+        worker = rig.worker("cpu:1")
+        worker.say(m.WorkerStarted(2**30))
+        worker.say(m.ModelLoaded(0, 1.0, 700))
+        one, other, _ = report(rig.supervisor).models
+        assert (one.memory_bytes, other.memory_bytes) == ({"cpu:1": 700}, {})
+        worker.end()
+        assert report(rig.supervisor).models[0].memory_bytes == {}
+
+    rig.run(body)
+
+
 def test_a_model_is_ready_where_it_is_loaded_and_the_front_end_knows(rig: Rig) -> None:
     async def body() -> None:
         rig.load("cpu:0")

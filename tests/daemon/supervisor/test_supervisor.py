@@ -25,6 +25,7 @@ from tensord.daemon.supervisor.rings import Rings
 from tensord.daemon.supervisor.supervisor import DevicePlan
 from tensord.ipc.arena import create_arena
 from tensord.ipc.errors import ArenaQuotaExceeded, NoMemory
+from tensord.ipc.heartbeat import Activity
 from tensord.ipc.limits import ARENA_PAGE_BYTES
 
 from .rig import FRONTEND, INGEST_BYTES, WORKER, Rig, fall_silent
@@ -319,6 +320,7 @@ def test_a_new_front_end_gets_a_new_ingest_arena_and_new_rings(rig: Rig) -> None
     async def body() -> None:
         rig.get_ready()
         before = rig.frontend.files_of(m.FrontendSetup)[1]
+        fall_silent(rig.supervisor.page, 1_000)
         rig.frontend.end(-signal.SIGSEGV)
         assert rig.supervisor.reasons()[0] == "the front end is starting"
         assert rig.supervisor.converging() == [], "nobody waits for the dead"
@@ -330,6 +332,9 @@ def test_a_new_front_end_gets_a_new_ingest_arena_and_new_rings(rig: Rig) -> None
         assert [opened.generation for opened in rig.worker().of(m.OpenChannel)] == [1, 2]
         assert os.path.samestat(rig.worker().files_of(m.OpenChannel)[-1], ingest)
         assert rig.frontend.of(m.WorkerJoined) == [], "it leaves the old rings first"
+        pulse = rig.supervisor.page.pulse()
+        assert pulse.activity is Activity.STARTING
+        assert pulse.silent_ms < 1_000_000, "the silence of the old one is not its own"
         rig.frontend.say(m.FrontendReady())
         rig.open_channel()
         assert rig.frontend.heard[-2:] == [m.WorkerJoined(0, "cpu:0", 2), m.ReplicaReady(0, 0)]
