@@ -51,6 +51,8 @@ class Owner(Protocol):
 class ClientArenas:
     """The arenas that one connection has, by number, and those that it has asked for."""
 
+    __slots__ = ("_give_back", "_owner", "by_number", "wanted")
+
     def __init__(self, owner: Owner, give_back: Callable[[ClientArena], None]) -> None:
         """`give_back` takes an arena that the client is through with and that no request uses."""
         self.by_number: dict[int, ClientArena] = {}

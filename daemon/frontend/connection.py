@@ -121,6 +121,32 @@ class Host(Protocol):
 class Connection(asyncio.BufferedProtocol):
     """asyncio's protocol and the wire's frame sink in one."""
 
+    __slots__ = (
+        "_arriving",
+        "_client_ended",
+        "_ended_writing",
+        "_frames",
+        "_frames_seen",
+        "_handle_of",
+        "_handles",
+        "_pauses",
+        "_said_close",
+        "_turn_bytes",
+        "_turn_frames",
+        "_unread_bytes",
+        "arenas",
+        "closed",
+        "greeted",
+        "host",
+        "in_flight",
+        "in_flight_bytes",
+        "progress_ns",
+        "reader",
+        "tenant",
+        "transport",
+        "uid",
+    )
+
     def __init__(self, host: Host) -> None:
         self.host = host
         self.transport: asyncio.Transport

@@ -4,7 +4,7 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -120,16 +120,29 @@ _CHOICES = {
 
 def read_document(path: Path) -> Document:
     """Read `path`. Raises ManifestError naming line and column of broken TOML, or the key of a wrong type."""
-    try:
-        document = msgspec.convert(_read_toml(path), Document)
-    except msgspec.ValidationError as error:
-        raise _wrong_form(path, str(error)) from None
+    tables = _read_toml(path)
+    dimensions = tables.get("dimensions")
+    if isinstance(dimensions, dict):
+        for name, table in dimensions.items():  # one by one: msgspec would not say which of them is wrong
+            _convert(table, DimensionTable, path, f"dimensions.{name}")
+    document = _convert(tables, Document, path)
     for key, value in document.knobs.items():
         if not isinstance(value, Knob):
             raise ManifestError(
                 path, f"knobs.{key}", f"of type {type(value).__name__}", "use a number, text or boolean"
             )
     return document
+
+
+T = TypeVar("T")
+
+
+def _convert(value: object, to: type[T], path: Path, place: str = "") -> T:
+    """The value, which stands at `place`, in the right form. Raises ManifestError naming the key at fault."""
+    try:
+        return msgspec.convert(value, to)
+    except msgspec.ValidationError as error:
+        raise _wrong_form(path, str(error), place) from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -167,10 +180,12 @@ def _position(text: str) -> str:
     return f"line {len(lines)}, column {len(lines[-1]) + 1}"
 
 
-def _wrong_form(path: Path, message: str) -> ManifestError:
+def _wrong_form(path: Path, message: str, within: str) -> ManifestError:
     """msgspec's message as ours; it reads like ``Object contains unknown field `x` - at `$.inputs[0]` ``."""
-    message, _, place = message.partition(" - at ")
-    place = place.strip("`").removeprefix("$").removeprefix(".")
+    if found := re.fullmatch(r"(.*) - at `\$(.*)`", message, re.DOTALL):
+        message, place = found[1], f"{within}{found[2]}".removeprefix(".")
+    else:
+        place = within
     if found := re.fullmatch(r"Object (contains unknown|missing required) field `(.*)`", message, re.DOTALL):
         problem, key = found.groups()
         full_key = f"{place}.{key}" if place else key
@@ -180,9 +195,11 @@ def _wrong_form(path: Path, message: str) -> ManifestError:
     if found := re.fullmatch(r"Expected `(.*)`, got `(.*)`", message):
         expected, got = found.groups()
         return ManifestError(path, place or "the document", f"of type {got}", f"it must be of type {expected}")
-    if found := re.fullmatch(r"Invalid (?:enum )?value '(.*)'", message, re.DOTALL):
+    if found := re.fullmatch(r"Invalid (?:enum )?value (?:'(.*)'|\"(.*)\")", message, re.DOTALL):
         table, _, key = re.sub(r"\[.*\]", "", place).partition(".")
-        return ManifestError(path, place, shown(found[1]), f"use one of {_CHOICES[key if key != 'op' else table]}")
+        return ManifestError(
+            path, place, shown(found[1] or found[2]), f"use one of {_CHOICES[key if key != 'op' else table]}"
+        )
     return ManifestError(path, place or "the document", "malformed", message)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from tensord.ipc.tensors import DTYPES_BY_LABEL, DType, TensorSpec
+from tensord.ipc.tensors import DTYPES_BY_LABEL, Dimension, DType, TensorSpec
 
 from .document import Classify, Document, Normalize, PythonStep, Softmax
 from .errors import ManifestError, shown
@@ -84,6 +84,9 @@ def _softmax(step: Softmax, outputs: Sequence[TensorSpec], path: Path, key: str)
         raise ManifestError(
             path, f"{key}.output", str(spec), "softmax needs scores of a floating type along a dimension"
         )
+    if isinstance(spec.shape[-1], Dimension):
+        remedy = "along a free dimension it would depend on padding; let the model do it, with the mask"
+        raise ManifestError(path, f"{key}.output", str(spec), remedy)
     return step
 
 

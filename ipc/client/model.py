@@ -69,7 +69,7 @@ class OpenedModel:
         inputs = self.spec.inputs
         dimensions = free_dimensions(inputs)
         names = {each.name for each in dimensions}
-        if set(sizes) != names or not all(1 <= sizes[each.name] <= each.max for each in dimensions):
+        if set(sizes) != names or not all(_is_size(sizes[each.name], each.max) for each in dimensions):
             wanted = ", ".join(f"{each}: 1 to {each.max}" for each in dimensions) or "this model has no free dimension"
             raise BadRequest("sizes", str(dict(sizes)), wanted)
         known = {spec.name for spec in inputs if spec.optional}
@@ -86,6 +86,10 @@ class OpenedModel:
                 self._plans.clear()
             plan = self._plans[extent] = RequestPlan(self.handle, self.spec, extent)
         return plan
+
+
+def _is_size(size: object, largest: int) -> bool:
+    return isinstance(size, int | np.integer) and 1 <= int(size) <= largest
 
 
 class RequestPlan:

@@ -92,9 +92,10 @@ order = "x"
         ("fromat = 7", "fromat", "an unknown key", "did you mean format?"),
         ("warmup = {smaple = 1}", "warmup.smaple", "an unknown key", "did you mean sample?"),
         ("warmup = {x = 1}", "warmup.x", "an unknown key", "the keys here are sample, rtol, atol"),
-        ("dimensions = {n = {max = 1.5}}", "dimensions[...].max", "of type float", "it must be of type int"),
-        ("dimensions = {n = {maxi = 1}}", "dimensions[...].maxi", "an unknown key", "did you mean max?"),
+        ("dimensions = {n = {max = 1.5}}", "dimensions.n.max", "of type float", "it must be of type int"),
+        ("dimensions = {n = {maxi = 1}}", "dimensions.n.maxi", "an unknown key", "did you mean max?"),
         ("preprocess = [{op = 'softmax'}]", "preprocess[0].op", "'softmax'", "use one of normalize, python"),
+        ('preprocess = [{op = "it\'s"}]', "preprocess[0].op", '"it\'s"', "use one of normalize, python"),
         (
             "postprocess = [{op = 'python', function = 'f'}, {op = 'max'}]",
             "postprocess[1].op",

@@ -148,6 +148,14 @@ def test_a_mistake_gets_one_sentence_with_key_and_remedy(directory: Path, steps:
     assert str(error).isprintable()
 
 
+def test_softmax_along_a_free_dimension_would_depend_on_padding(directory: Path) -> None:
+    tensors = TENSORS.replace('"float16"\nshape = [2]', '"float16"\nshape = ["n"]')
+    free = '[dimensions.n]\nmax = 4\ncount = "count"\n'
+    free += '[[outputs]]\nname = "count"\ndtype = "int64"\nshape = []\n'
+    error = refused(directory, '[[postprocess]]\nop = "softmax"\noutput = "score"\n' + free, tensors)
+    assert "padding" in error.remedy
+
+
 def test_softmax_needs_a_dimension(directory: Path) -> None:
     tensors = TENSORS.replace('"float16"\nshape = [2]', '"float16"\nshape = []')
     assert (

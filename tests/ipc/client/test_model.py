@@ -98,6 +98,7 @@ def test_an_extent_has_sizes_in_the_models_order_and_leaves_out_what_was_not_nam
         {"tokens": 7},
         {**FREE, "found": 3},
         {**FREE, "tokens": 0},
+        {**FREE, "tokens": 2.5},
         {**FREE, "tokens": 513},
     ],
 )
