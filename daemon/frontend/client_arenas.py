@@ -20,6 +20,8 @@ from tensord.ipc.errors import (
 from tensord.ipc.limits import ARENAS_PER_CONNECTION_MAX
 from tensord.ipc.wire import FrameType, decode_arena, encode_arena
 
+from .forms import FORMS_MAX, Form
+from .models import Model
 from .requests import InferRequest
 
 SEND_AGAIN_S: Final = 0.002
@@ -51,12 +53,14 @@ class Owner(Protocol):
 class ClientArenas:
     """The arenas that one connection has, by number, and those that it has asked for."""
 
-    __slots__ = ("_give_back", "_owner", "by_number", "wanted")
+    __slots__ = ("_forms", "_give_back", "_owner", "by_number", "wanted")
 
     def __init__(self, owner: Owner, give_back: Callable[[ClientArena], None]) -> None:
         """`give_back` takes an arena that the client is through with and that no request uses."""
         self.by_number: dict[int, ClientArena] = {}
         self.wanted = 0
+        self._forms: dict[tuple[int, int, int, bytes], tuple[Form, bytes]] = {}
+        """By model, counts and tensor headers; a client's requests keep coming from the same slots."""
         self._owner = owner
         self._give_back = give_back
 
@@ -118,6 +122,28 @@ class ClientArenas:
                 return
         asyncio.get_running_loop().call_later(SEND_AGAIN_S, self._send_with_fd, data, fd)
 
+    # ── forms ───────────────────────────────────────────────────────────────────────────────────
+
+    def form(self, model: Model, inputs: int, outputs: int, headers: memoryview) -> tuple[Form, bytes]:
+        """The request's form, and the tensor headers of its result where these are known already. Raises ClientFault.
+
+        Other than those of inline requests, forms that name an arena are this connection's own, and are
+        forgotten when an arena goes.
+        """
+        if not self.by_number:
+            return model.forms.form(model, inputs, outputs, headers, self.by_number), b""
+        key = (model.index, inputs, outputs, bytes(headers))
+        known = self._forms.get(key)
+        if known is None:
+            form = model.forms.form(model, inputs, outputs, headers, self.by_number)
+            if not form.places:
+                return form, b""
+            known = (form, b"" if model.data_dimensions else model.result_headers(form))
+            if len(self._forms) >= FORMS_MAX:
+                self._forms.clear()
+            self._forms[key] = known
+        return known
+
     # ── detaching ───────────────────────────────────────────────────────────────────────────────
 
     def detach(self, meta: memoryview) -> None:
@@ -126,6 +152,7 @@ class ClientArenas:
         arena = self.by_number.pop(number, None)
         if arena is None:
             raise UnknownArena(number)
+        self._forms.clear()
         self._let_go(arena)
 
     def detach_all(self) -> None:

@@ -453,10 +453,11 @@ class Connection(asyncio.BufferedProtocol):
         if deadline_ns < 0:
             raise BadRequest("deadline_ns", str(deadline_ns), "use CLOCK_MONOTONIC in nanoseconds, or 0")
         headers = meta[INFER.size + TRACE_BYTES :] if flags & TRACE else meta[INFER.size :]
-        form = model.forms.form(model, inputs, outputs, headers, self.arenas.by_number)
+        form, result_headers = self.arenas.form(model, inputs, outputs, headers)
         self._check_limits(model, form, payload_bytes)
         deadline = deadline_ns or now + model.timeout_ns
         request = InferRequest(self, request_id, model, form, priority, session, deadline, now)
+        request.result_headers = result_headers
         if payload_bytes > self.reader.in_hand:
             self._check_arriving(payload_bytes)
         if form.places:

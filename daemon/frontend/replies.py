@@ -26,7 +26,7 @@ def result_frame(
         reply_bytes = sum(nbytes for _, nbytes in spans)
     else:
         spans, reply_bytes = form.output_spans, form.reply_bytes
-    headers = model.result_headers(form, data_sizes)
+    headers = request.result_headers or model.result_headers(form, data_sizes)
     head = RESULT_FRAME.pack(
         MAGIC,
         _RESULT,

@@ -28,6 +28,7 @@ class InferRequest(Request):
         "ranges",
         "received_ns",
         "request_id",
+        "result_headers",
     )
 
     def __init__(
@@ -54,6 +55,8 @@ class InferRequest(Request):
         """Ranges of client arenas that are reserved for it."""
         self.cancelled = False
         """The client cancelled it while a worker ran it: its result is dropped."""
+        self.result_headers = b""
+        """Tensor headers of its result, where they are known already."""
         self.data_sizes: tuple[int, ...] = ()
         """Sizes of its outputs that came from the data, when it is through."""
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tensord.daemon.frontend.forms import FORMS_MAX
 from tensord.daemon.frontend.ingest import Ingest
 from tensord.daemon.frontend.models import Model
 from tensord.daemon.messages import ModelServed
@@ -223,3 +224,35 @@ def test_all_go_back_with_their_client_but_those_in_which_something_runs(
     assert host.returned == [7, 9]
     meeting.answer(request)
     assert host.returned == [7, 9, 8]
+
+
+# ── forms ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_same_headers_are_checked_once_and_anew_when_an_arena_is_gone(
+    meeting: Meeting, host: FakeHost, client: Client, model: Model
+) -> None:
+    first, second = client.attach(7), client.attach(8)
+    sent = request_frame(model, inputs_in={0: (first, 0)}, outputs_in={0: (first, 64)})
+    forms = []
+    for _ in range(2):
+        client.send(sent)
+        (request,) = meeting.submitted()
+        forms.append(request.form)
+        meeting.answer(request)
+        assert client.receive().frame_type == FrameType.RESULT
+        host.submitted.clear()
+    assert forms[0] is forms[1]
+    client.send(encode_arena(FrameType.DETACH, 5, first, 0))
+    assert client.ask(sent).told == (1, UnknownArena)
+    client.send(request_frame(model, inputs_in={0: (second, 0)}))
+    meeting.submitted()
+
+
+def test_remembered_forms_are_bounded(meeting: Meeting, client: Client, model: Model) -> None:
+    arena = client.attach()
+    arenas = client.connection.arenas
+    for number in range(FORMS_MAX + 1):
+        client.send(request_frame(model, request_id=number + 1, inputs_in={0: (arena, 64 * number)}, outputs_in={}))
+    meeting.settle()
+    assert 0 < len(arenas._forms) <= FORMS_MAX
