@@ -61,20 +61,6 @@ THROUGHPUT: Final = (64, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Saturated:
-    """A model of configs/models that is served at saturation, and how to make a batch of its inputs."""
-
-    name: str
-    inputs: Callable[[int, Random], list[Array]]
-
-
-SATURATED: Final = (Saturated("digits", lambda rows, random: [random.random((rows, 1, 8, 8), np.float32)]),)
-
-BATCHES: Final = (1, 8, 16, 32, 64, 128, 256)
-"""Of these the offline loop's best is taken, and the daemon and the peer are told it as their largest batch."""
-
-
-@dataclass(frozen=True, slots=True)
 class Pressure:
     """How a model is saturated. Without rows a request is a whole batch of the best size."""
 
@@ -90,6 +76,41 @@ PRESSURES: Final = (
     Pressure("one row a request, arena", 1, "arena", 64, 16),
     Pressure("a batch a request, inline", None, "inline", 4, 4),
     Pressure("a batch a request, arena", None, "arena", 4, 4),
+)
+
+BATCHES: Final = (1, 8, 16, 32, 64, 128, 256)
+"""Of these the offline loop's best is taken, and the daemon and the peer are told it as their largest batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saturated:
+    """A model that is served at saturation, and how to make a batch of its inputs."""
+
+    name: str
+    """In configs/models, or of an example that is installed."""
+    inputs: Callable[[int, Random], list[Array]]
+    pressures: tuple[Pressure, ...] = PRESSURES
+    batches: tuple[int, ...] = BATCHES
+
+
+TOKENS: Final = 16
+"""Of a sentence."""
+
+SLOW_PRESSURES: Final = (
+    Pressure("one row a request, inline", 1, "inline", 16, 8),
+    Pressure("a batch a request, arena", None, "arena", 2, 2),
+)
+"""For a model that takes some hundred rows a second: what is in flight must be answered within the window."""
+
+
+def sentences(rows: int, random: Random) -> list[Array]:
+    """Tokens that are words, and the mask that says so."""
+    return [random.integers(1_000, 30_000, (rows, TOKENS)), np.ones((rows, TOKENS), np.int64)]
+
+
+SATURATED: Final = (
+    Saturated("digits", lambda rows, random: [random.random((rows, 1, 8, 8), np.float32)]),
+    Saturated("minilm", sentences, SLOW_PRESSURES, (1, 8, 16, 32)),
 )
 
 

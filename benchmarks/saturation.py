@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from . import peer
-from .cases import BATCHES, PRESSURES, SATURATED, Pressure, Saturated
+from .cases import SATURATED, Pressure, Saturated
 from .generator import run
 from .hop import SETTLE_S
 from .inprocess import InProcess
@@ -31,7 +31,7 @@ def request_of(model: Saturated, rows: int, offline: InProcess) -> Request:
 
 def best_batch(model: Saturated, offline: InProcess, timing: Timing) -> int:
     """The batch size at which the offline loop takes the most rows."""
-    speeds = {rows: offline.rows_per_s(request_of(model, rows, offline), timing.seconds / 2) for rows in BATCHES}
+    speeds = {rows: offline.rows_per_s(request_of(model, rows, offline), timing.seconds / 2) for rows in model.batches}
     return max(speeds, key=lambda rows: speeds[rows])
 
 
@@ -41,7 +41,7 @@ def _measure(
     timing.say(f"saturation, {model.name}: the offline loop's best batch")
     batch = best_batch(model, offline, timing)
     whole = request_of(model, batch, offline)
-    requests = {pressure: request_of(model, pressure.rows or batch, offline) for pressure in PRESSURES}
+    requests = {pressure: request_of(model, pressure.rows or batch, offline) for pressure in model.pressures}
     copy_model(directory / "models", model.name)
     found = Saturation(model.name, batch, [], {}, {}, {})
     with contextlib.ExitStack() as stack:
@@ -84,14 +84,14 @@ def _peers(
         timing.say(f"mosec's best for {model.name}: {setting}")
         with (
             noted(failures, f"mosec, {model.name} ({setting})"),
-            peer.serve(directory, setting, version, requests[PRESSURES[0]]) as mosec,
+            peer.serve(directory, setting, version, requests[model.pressures[0]]) as mosec,
         ):
             for pressure, request in inline.items():
                 sample = mosec.load(request, pressure.connections * pressure.depth, *timing.window(slow=True))
                 scores.setdefault(pressure.name, {})[setting] = sample.per_s
     best = {name: max(found, key=lambda setting: found[setting]) for name, found in scores.items()}
     servers = {
-        setting: stack.enter_context(peer.serve(directory, setting, version, requests[PRESSURES[0]]))
+        setting: stack.enter_context(peer.serve(directory, setting, version, requests[model.pressures[0]]))
         for setting in dict.fromkeys(best.values())
     }
     return {name: servers[setting] for name, setting in best.items()}

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from examples.minilm.install import install
+
 from tensord.daemon import control
 from tensord.daemon.supervisor.start import worker_cores
 
@@ -69,8 +71,11 @@ def write_identity(models: Path, name: str, floats: int, max_batch: int) -> None
 
 
 def copy_model(models: Path, name: str) -> None:
-    """A model of the project."""
-    shutil.copytree(MODELS / name, models / name, ignore=shutil.ignore_patterns("__pycache__"))
+    """A model of the project, or the one of its example."""
+    if name == "minilm":
+        install(models)
+    else:
+        shutil.copytree(MODELS / name, models / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 class Daemon:

@@ -1,6 +1,7 @@
 """The whole run: every section in turn, each with processes of its own, all ended at the end."""
 
 import argparse
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -11,12 +12,13 @@ from typing import Final
 import msgspec
 
 from . import goodput, hop, idle, peer, saturation, scale
+from .cases import SATURATED
 from .generator import build
 from .inprocess import offline
 from .processes import Machine
 from .report import rendered, replace_figures
 from .results import Results, noted
-from .served import MODELS, device_cores
+from .served import copy_model, device_cores
 from .timing import FULL, QUICK, Timing
 
 HERE: Final = Path(__file__).parent
@@ -54,10 +56,12 @@ def run(timing: Timing, sections: tuple[str, ...], *, quick: bool) -> Results:
     with noted(failures, "mosec"):
         peer.install()
         with_peer = True
-    with (
-        tempfile.TemporaryDirectory(prefix="tdb") as directory,
-        offline(MODELS, Path(directory), device_cores()) as in_process,
-    ):
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="tdb"))
+        repository = Path(directory) / "repository"
+        for model in SATURATED:
+            copy_model(repository, model.name)
+        in_process = stack.enter_context(offline(repository, Path(directory), device_cores()))
         for section in sections:
             place = Path(directory) / section
             (place / "models").mkdir(parents=True)

@@ -5,6 +5,7 @@ No message, no reply, no waiting: a process that hangs cannot answer, and one th
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from .statistics import Block, Word
 
@@ -30,6 +31,9 @@ class Pulse:
     """Since the activity began."""
 
 
+ACTIVITIES: Final = frozenset(map(int, Activity))
+
+
 class Heartbeat:
     """The heartbeat words of a process's block; one writer, any number of readers."""
 
@@ -51,8 +55,9 @@ class Heartbeat:
     def read(self, now_ns: int) -> Pulse:
         """What the process last said."""
         words = self._words
+        activity = words[Word.ACTIVITY]
         return Pulse(
-            Activity(words[Word.ACTIVITY]),
+            Activity(activity) if activity in ACTIVITIES else Activity.STARTING,  # a broken process writes anything
             max(0, now_ns - words[Word.HEARTBEAT_NS]) / 1e6,
             max(0, now_ns - words[Word.ACTIVITY_SINCE_NS]) / 1e6,
         )

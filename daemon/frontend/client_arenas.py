@@ -36,6 +36,8 @@ class ClientArena:
     nbytes: int
     ranges: RangeSet = field(default_factory=RangeSet)
     """Ranges of requests in flight."""
+    uses: int = 0
+    """Tensors of requests in flight that lie here; also those without bytes, for which a worker needs the arena."""
     detached: bool = False
 
 
@@ -163,7 +165,7 @@ class ClientArenas:
 
     def _let_go(self, arena: ClientArena) -> None:
         arena.detached = True
-        if not len(arena.ranges):
+        if not arena.uses:
             self._give_back(arena)
 
     # ── ranges ──────────────────────────────────────────────────────────────────────────────────
@@ -175,6 +177,7 @@ class ClientArenas:
             if place.nbytes and not arena.ranges.add(place.offset, place.offset + place.nbytes):
                 self.release(request)
                 raise SlotInUse(place.offset, place.nbytes)
+            arena.uses += 1
             request.ranges.append((arena, place))
 
     def release(self, request: InferRequest) -> None:
@@ -182,6 +185,7 @@ class ClientArenas:
         for arena, place in request.ranges:
             if place.nbytes:
                 arena.ranges.remove(place.offset)
-            if arena.detached and not len(arena.ranges):
+            arena.uses -= 1
+            if arena.detached and not arena.uses:
                 self._give_back(arena)
         request.ranges.clear()

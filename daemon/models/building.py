@@ -41,6 +41,12 @@ def build_module(manifest: Manifest, device: torch.device) -> torch.nn.Module:
 def read_tensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises ManifestError with `remedy` when it is broken."""
     try:
+        path.open("rb").close()  # the parser calls a file that it may not read a missing one
+    except PermissionError as error:
+        raise ManifestError(path, "the file", "not readable", "make it readable for the daemon's user") from error
+    except OSError:
+        pass  # the parser says what is wrong
+    try:
         return safetensors.torch.load_file(path)
     except MemoryError:
         raise

@@ -103,6 +103,9 @@ class LoadedModel:
         for spec, output in zip(self.manifest.outputs, outputs, strict=True):
             if not isinstance(output, torch.Tensor):
                 raise self._bad(spec.name, promised_form(spec, rows, sizes), f"of type {type(output).__name__}")
+            if output.is_nested or output.is_meta:
+                got = "nested" if output.is_nested else "without data"
+                raise self._bad(spec.name, promised_form(spec, rows, sizes), got)
             if not has_form(output, spec, rows, sizes):
                 dense = "" if output.layout is torch.strided else "not dense, "
                 raise self._bad(spec.name, promised_form(spec, rows, sizes), dense + form_of(output))

@@ -58,7 +58,7 @@ class ControlServer:
                 writer.write(control.encode(answer) + b"\n")
                 await asyncio.wait_for(writer.drain(), IDLE_TIMEOUT_S)
         except (TimeoutError, ValueError, OSError, asyncio.CancelledError):
-            pass  # silent, too long a line, gone, or the instance ends: the connection ends
+            writer.transport.abort()  # silent, too long a line, gone, or the instance ends: whatever is unread is lost
         finally:
             self._open.discard(task)
             writer.close()
@@ -66,7 +66,7 @@ class ControlServer:
     async def _answer(self, line: bytes, uid: int) -> control.Answer:
         try:
             request = control.decode_request(line)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return control.Refused(f"the request is malformed: {error}", Exit.USAGE)
         match request:
             case control.Status():

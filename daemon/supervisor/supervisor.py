@@ -268,6 +268,8 @@ class Supervisor:
             self._ingest = None
         try:
             self._ingest = self._make_ingest()
+            for place in self.places.values():
+                place.joined = False  # the new one has heard of nobody
             self._spawn_frontend()
             for place in self.places.values():
                 if place.child is not None and place.state in (State.LOADING, State.READY):
@@ -329,7 +331,7 @@ class Supervisor:
         try:
             arena = self.arenas.promise(wanted.nbytes, int(self.knobs.general("arenas_bytes_max")))
         except TensordError as error:
-            self._to_frontend(m.ArenaRefused(wanted.ticket, error.code, error.data()))
+            self._refuse_arena(wanted, generation, error)
             return
         try:
             check_room(self._making_bytes + wanted.nbytes)
@@ -340,7 +342,7 @@ class Supervisor:
                 self._making_bytes -= wanted.nbytes
         except NoMemory as error:
             self.arenas.break_promise(wanted.nbytes)
-            self._to_frontend(m.ArenaRefused(wanted.ticket, error.code, error.data()))
+            self._refuse_arena(wanted, generation, error)
             return
         self.arenas.made(arena, fd, wanted.nbytes)
         if generation != self.frontend_generation or self.frontend is None:
@@ -350,6 +352,11 @@ class Supervisor:
             if place.child is not None and place.rings is not None:
                 place.child.send(m.MapArena(arena, wanted.nbytes), [fd])
         self._to_frontend(m.ArenaMade(wanted.ticket, arena, wanted.nbytes), [fd])
+
+    def _refuse_arena(self, wanted: m.ArenaWanted, generation: int, error: TensordError) -> None:
+        """Tickets are a front end's own: its successor has others with the same numbers."""
+        if generation == self.frontend_generation:
+            self._to_frontend(m.ArenaRefused(wanted.ticket, error.code, error.data()))
 
     def _arena_returned(self, arena: int) -> None:
         """Its client is through with it: whatever it still maps, the memory is free. When the instance ends, it is

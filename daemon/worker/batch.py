@@ -155,7 +155,8 @@ class RaggedBatch:
                 for request, shape in zip(self._requests, shapes, strict=True)
             ]
             shape = spec.batch_shape(self.rows, whole_sizes)
-            tensor, is_view = device.pad(spec.dtype, parts, shapes, shape, pad, private=private)
+            made = any(request.inputs[index][0] == NO_ARENA for request in self._requests)  # of memory that all share
+            tensor, is_view = device.pad(spec.dtype, parts, shapes, shape, pad, private=private or made)
             tensors.append(tensor)
             self._count(is_view, sum(map(len, parts)), math.prod(shape) * spec.dtype.itemsize)
         return tensors

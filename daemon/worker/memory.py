@@ -32,6 +32,7 @@ class Memory:
         self._device = device
         self._regions: dict[int, torch.Tensor] = {}
         self._ones: dict[DType, torch.Tensor] = {}
+        self._ones_kept: list[torch.Tensor] = []
         self._views: dict[tuple[object, ...], torch.Tensor] = {}
         """By type, row shape, arena, rows and offset: requests keep coming to the same slots; a view costs 4 µs."""
 
@@ -44,13 +45,19 @@ class Memory:
         self._regions[arena] = self._device.open_region(map_arena(fd, nbytes))
 
     def ones(self, dtype: DType, count: int) -> torch.Tensor:
-        """The bytes of so many ones, in memory that the device knows: the mask that a request left out."""
+        """The bytes of so many ones, in memory that the device knows: the mask that a request left out.
+
+        All requests share them: a model may not get them themselves.
+        """
         nbytes = count * dtype.itemsize
         ones = self._ones.get(dtype)
         if ones is None or len(ones) < nbytes:
-            ones = self._device.open_region(mmap.mmap(-1, align(max(nbytes, ONES_BYTES_MIN), mmap.PAGESIZE)))
+            doubled = 2 * len(ones) if ones is not None else 0
+            buffer = mmap.mmap(-1, align(max(nbytes, doubled, ONES_BYTES_MIN), mmap.PAGESIZE))
+            ones = self._device.open_region(buffer)
             ones.view(TORCH_DTYPES[dtype]).fill_(1)
             self._ones[dtype] = ones
+            self._ones_kept.append(ones)  # a copy from a shorter one may be under way: together less than the longest
         return ones[:nbytes]
 
     def unmap(self, arena: int) -> None:

@@ -66,7 +66,9 @@ class ArenaSlot:
     def begin(self) -> None:
         """A request will run in the slot. Raises SlotInUse while another one does."""
         with self.pool.lock:
-            if self.in_flight or self.released:
+            if self.released:
+                raise BadRequest("slot", "released", "lease another one")
+            if self.in_flight:
                 raise SlotInUse(self.base, self.plan.slot_bytes)
             self.in_flight = True
 

@@ -72,11 +72,11 @@ def prepare_inputs(spec: ModelSpec, inputs: Inputs) -> Prepared:
         shape = array.shape
         if rows < 0 and shape:
             rows = shape[0]
-        if shape[:1] != (rows,) or not _takes_sizes(tensor_spec, shape[1:], sizes):
+        if rows < 1 or shape[:1] != (rows,) or not _takes_sizes(tensor_spec, shape[1:], sizes):
             expected = _expected(tensor_spec, rows, sizes, len(given))
             raise WrongShape(spec.name, tensor_spec.name, expected, shape_text(shape))
         arrays.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
-    if not 1 <= rows <= spec.rows_max:
+    if rows > spec.rows_max:
         raise TooManyRows(spec.name, rows, spec.rows_max)
     omitted = tuple(index for index in range(len(spec.inputs)) if index not in given)
     extent = Extent(rows, tuple(sizes[each.name] for each in free_dimensions(spec.inputs)), omitted)
@@ -114,7 +114,7 @@ def _in_order(spec: ModelSpec, inputs: Inputs) -> dict[int, Tensor]:
 
 def _expected(spec: TensorSpec, rows: int, sizes: Mapping[str, int], given: int) -> str:
     """The shape to ask for: with several inputs, the first one says how many rows and which sizes the others have."""
-    first = rows if given > 1 and rows >= 0 else "rows"
+    first = rows if given > 1 and rows > 0 else "rows"
     shape = [
         sizes.get(each.name, f"{each} ≤ {each.max}") if isinstance(each, Dimension) else each for each in spec.shape
     ]

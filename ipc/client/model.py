@@ -59,8 +59,10 @@ class OpenedModel:
         self._plans: dict[Extent, RequestPlan] = {}
 
     def check_rows(self, rows: int) -> int:
-        """`rows`, if one request may carry as many. Raises TooManyRows."""
-        if not 1 <= rows <= self.spec.rows_max:
+        """`rows`, if one request may carry as many. Raises BadRequest for none, TooManyRows."""
+        if rows < 1:
+            raise BadRequest("rows", str(rows), f"a request has 1 to {self.spec.rows_max}")
+        if rows > self.spec.rows_max:
             raise TooManyRows(self.spec.name, rows, self.spec.rows_max)
         return rows
 
@@ -89,7 +91,7 @@ class OpenedModel:
 
 
 def _is_size(size: object, largest: int) -> bool:
-    return isinstance(size, int | np.integer) and 1 <= int(size) <= largest
+    return isinstance(size, int | np.integer) and not isinstance(size, bool) and 1 <= int(size) <= largest
 
 
 class RequestPlan:

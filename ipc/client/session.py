@@ -320,7 +320,7 @@ class ClientSession:
     def end(self, error: TensordError) -> None:
         """The connection has ended: every call that has no answer gets `error`, or what the daemon said last."""
         if self.end_error is None:
-            self.end_error = error if self._farewell is None else _for_requests(self._farewell)
+            self.end_error = self._error_of_farewell() or error
         while self._calls:
             try:
                 _, call = self._calls.popitem()
@@ -331,6 +331,14 @@ class ClientSession:
         self.tell_room()
         self._close_descriptors()
 
+    def _error_of_farewell(self) -> TensordError | None:
+        """What the daemon's last word about the connection means for requests: only some of them can be repeated.
+
+        Before the welcome none was sent: who is told that the daemon is shutting down knows that nothing ran.
+        """
+        farewell = self._farewell
+        return ConnectionLost(str(farewell)) if isinstance(farewell, ShuttingDown) and self.welcome else farewell
+
     def forget_all(self, error: TensordError) -> None:
         """The connection is another process's: as `end`, but nobody is told, for nobody here waits."""
         self.end_error = error
@@ -340,11 +348,6 @@ class ClientSession:
     def error_of_end(self) -> TensordError:
         """Why the connection has ended, or cannot be used, for one caller."""
         return copy_error(self.end_error or ConnectionLost("it cannot be written to"))
-
-
-def _for_requests(farewell: TensordError) -> TensordError:
-    """What the daemon's last word about the connection means for requests: only some of them can be repeated."""
-    return ConnectionLost(str(farewell)) if isinstance(farewell, ShuttingDown) else farewell
 
 
 def _inline_forms(meta: memoryview, outputs: int, payload_bytes: int) -> list[Form]:

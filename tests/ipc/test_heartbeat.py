@@ -37,6 +37,13 @@ def test_a_beat_just_after_the_reader_looked_at_the_clock_is_not_negative(block:
     assert heartbeat.read(9 * MS) == Pulse(Activity.IDLE, 0.0, 0.0)
 
 
+def test_a_broken_process_that_writes_an_unknown_activity_is_judged_like_one_that_starts(block: Block) -> None:
+    heartbeat = Heartbeat(block)
+    heartbeat.beat(1 * MS)
+    block.words[Word.ACTIVITY] = 99
+    assert heartbeat.read(2 * MS).activity is Activity.STARTING
+
+
 def test_only_its_own_words_are_written(block: Block) -> None:
     before = block.words.tolist()
     heartbeat = Heartbeat(block)

@@ -9,6 +9,7 @@ import pytest
 from tensord import AsyncClient, Client
 from tensord.ipc.errors import OutputTooSmall, TooManyRows, WrongShape, WrongTensors
 from tensord.ipc.tensors import Dimension
+from tensord.ipc.wire import FrameType, encode_arena
 
 if TYPE_CHECKING:
     from tests.process.conftest import Array, Connect, Daemon, Received
@@ -148,6 +149,21 @@ def test_what_does_not_fit_is_refused_by_client_and_daemon(
     refusal = raw.ask(raw.infer(opened.handle, headers, payload)).error()
     assert isinstance(refusal, error)
     assert expected in str(refusal)
+
+
+def test_an_arena_with_a_range_of_no_bytes_stays_until_its_request_is_through(
+    daemon: "Daemon", connect: "Connect"
+) -> None:
+    raw = connect()
+    opened = raw.open("detect")
+    for _ in range(3):
+        arena = raw.attach(4096)
+        levels = np.full((1, 2, 2), 0.9, np.float32)
+        asked = raw.infer(
+            opened.handle, [raw.inline(0, levels)], levels.tobytes(), outputs=[raw.place(0, 0, arena.number, 0)]
+        )
+        refusal = raw.ask(asked, encode_arena(FrameType.DETACH, 0, arena.number, 0)).error()
+        assert isinstance(refusal, OutputTooSmall), "the worker still had the arena"
 
 
 def test_an_output_that_turns_out_too_large_says_how_much_it_needs(daemon: "Daemon", connect: "Connect") -> None:

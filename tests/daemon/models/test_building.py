@@ -183,6 +183,15 @@ def test_tensors_that_cannot_be_read_are_told_with_the_remedy(tmp_path: Path, co
     assert str(tmp_path) not in error.value
 
 
+def test_weights_that_may_not_be_read_are_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path, _mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ManifestError, match="not readable: make it readable for the daemon's user"):
+        read_tensors(tmp_path / "t", "write it again")
+
+
 def test_no_memory_for_tensors_is_not_the_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safetensors.torch, "load_file", out_of_memory)
     with pytest.raises(MemoryError):

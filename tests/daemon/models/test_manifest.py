@@ -89,7 +89,7 @@ def test_a_full_manifest_is_read_as_written(write_model: WriteModel) -> None:
 
 
 def test_free_dimensions_and_steps_are_read_with_their_tensors(write_model: WriteModel) -> None:
-    toml = MINIMAL_TOML.replace("shape = [3]", 'shape = ["n"]') + (
+    toml = MINIMAL_TOML.replace("shape = [3]", 'shape = ["n"]', 1) + (
         '[dimensions.n]\nmax = 9\nbuckets = [4, 9]\n[[preprocess]]\nop = "normalize"\ninput = "x"\n'
         '[[postprocess]]\nop = "softmax"\noutput = "y"\n'
     )

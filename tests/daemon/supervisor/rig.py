@@ -70,6 +70,8 @@ class FakeChild:
         self.killed = False
         self.obeys = True
         """Whether it ends when it is told to stop."""
+        self.mortal = True
+        """Whether it ends when it is killed; one that a driver holds does not."""
         self._loop = loop
         self._received = received
         self._ended = ended
@@ -98,7 +100,7 @@ class FakeChild:
         if not self.alive:
             raise ProcessLookupError
         self.killed = True
-        if not self._loop.is_closed():
+        if self.mortal and not self._loop.is_closed():
             self._loop.call_soon(self.end, -signal.SIGKILL)
 
     # ── as the process ──────────────────────────────────────────────────────────────────────────

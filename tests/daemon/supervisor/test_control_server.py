@@ -40,6 +40,13 @@ STATUS: Final = control.InstanceStatus(
 )
 
 
+NASTY: Final = (
+    b'{"type":"Status","x":' + b"[" * 60_000,
+    b'{"type":"Get","addresses":["\xff"]}',
+)
+"""Deeper than the parser goes, and no UTF-8."""
+
+
 class Supervisor:
     """Notes what it is asked; a change waits until it may be applied."""
 
@@ -198,7 +205,7 @@ def test_what_the_supervisor_refuses_is_passed_on(run: Run) -> None:
     run(body)
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b"GET / HTTP/1.1\r", b'{"type": "Stop"}', b"x" * 100_000])
+@pytest.mark.parametrize("line", [b"", b"{}", b"GET / HTTP/1.1\r", b'{"type": "Stop"}', b"x" * 100_000, *NASTY])
 def test_a_malformed_request_is_said_and_the_next_one_is_answered(run: Run, line: bytes) -> None:
     async def body(served: Served) -> None:
         operator = served.connect()

@@ -765,8 +765,9 @@ def test_draining_takes_no_longer_than_its_knob(make_rig: MakeRig) -> None:
     assert rig.frontend.of(m.Stop) == [m.Stop()]
 
 
-def test_a_second_signal_kills_at_once(rig: Rig) -> None:
+def test_a_second_signal_kills_and_waits_for_nobody(rig: Rig) -> None:
     async def body() -> None:
+        rig.worker().mortal = False
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         await rig.wait_over()

@@ -274,6 +274,23 @@ def test_a_mask_that_was_left_out_is_one_in_its_own_type(memory: Memory, arena: 
     assert torch.equal(made[1], torch.tensor([[1, 1, 0]]).to(TORCH_DTYPES[dtype]))
 
 
+def test_a_mask_that_the_daemon_made_is_the_models_own(memory: Memory, arena: Arena) -> None:
+    """All requests share the memory of ones: a model that writes to its mask must not reach the others'."""
+    for _ in range(2):
+        sent = image_request(2, 3, 4)
+        mask = ragged([3, 4], [sent.places(arena)]).stack(IMAGES, DEVICE, memory, private=False)[2]
+        assert torch.equal(mask, torch.ones(2, 3, dtype=torch.int64))
+        mask.fill_(99)
+
+
+def test_ones_stay_where_they_are_when_more_are_needed(memory: Memory) -> None:
+    few = memory.ones(DType.INT64, 3)
+    many = memory.ones(DType.INT64, 100_000)
+    assert torch.equal(few.view(torch.int64), torch.ones(3, dtype=torch.int64))
+    assert torch.equal(many.view(torch.int64), torch.ones(100_000, dtype=torch.int64))
+    assert memory.ones(DType.INT64, 2).data_ptr() == many.data_ptr()
+
+
 def test_one_request_of_the_whole_size_is_read_in_place(memory: Memory, arena: Arena) -> None:
     sent = image_request(2, 3, 4, mask=torch.ones(2, 3, dtype=torch.int64))
     batch = ragged([3, 4], [sent.places(arena)])

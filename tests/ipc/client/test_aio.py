@@ -15,12 +15,12 @@ import uvloop
 from tensord import AsyncClient
 from tensord.ipc.errors import (
     ArenaQuotaExceeded,
+    BadRequest,
     ClientClosed,
     ConnectionLost,
     DaemonNotFound,
     DeadlineExceeded,
     QueueFull,
-    SlotInUse,
     UnknownHandle,
     UnknownModel,
     WrongShape,
@@ -345,7 +345,7 @@ def test_a_leased_slot_is_written_and_read_in_place(run: Run, daemon: FakeDaemon
                 assert (await slot.submit() == 4).all()
                 assert client.statistics().slots_leased == 1
             assert client.statistics().slots_leased == 0
-            with pytest.raises(SlotInUse):
+            with pytest.raises(BadRequest, match="slot is released"):
                 await slot.infer()
 
     run(main())

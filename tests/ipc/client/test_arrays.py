@@ -89,9 +89,9 @@ def test_inputs_of_different_rows_are_refused() -> None:
         prepare_inputs(TWO, {"a": np.zeros((3, 2), np.int8), "b": np.zeros(2, np.int64)})
 
 
-@pytest.mark.parametrize("rows", [0, 9])
-def test_rows_are_one_to_the_models_maximum(rows: int) -> None:
-    with pytest.raises(TooManyRows):
+@pytest.mark.parametrize(("rows", "error"), [(0, WrongShape), (9, TooManyRows)])
+def test_rows_are_one_to_the_models_maximum(rows: int, error: type[TensordError]) -> None:
+    with pytest.raises(error):
         prepare_inputs(one(), np.zeros((rows, 2, 3), np.float32))
 
 

@@ -139,11 +139,20 @@ def test_a_call_after_the_end_ends_at_once() -> None:
 def test_the_daemons_last_word_ends_calls_but_shutting_down_is_a_lost_connection() -> None:
     for error, expected in ((QueueFull("m", 3), QueueFull), (ShuttingDown(), ConnectionLost)):
         session = ClientSession()
+        session.welcome = Welcome(1, 2, 3, 4, 5)
         call = infer(session)
         feed(session, encode_error(0, error))
         assert not call.done
         session.end(ConnectionLost("gone"))
         assert type(call.error) is expected
+
+
+def test_who_is_not_even_welcomed_because_the_daemon_drains_knows_that_nothing_ran() -> None:
+    session = ClientSession()
+    call, _ = session.hello("")
+    feed(session, encode_error(0, ShuttingDown()))
+    session.end(ConnectionLost("gone"))
+    assert type(call.error) is ShuttingDown
 
 
 def test_abandoned_results_are_skipped() -> None:
