@@ -7,7 +7,7 @@ class Exit(IntEnum):
     """Why the command or the daemon ended. Numbers are never reused: scripts test for them."""
 
     OK = 0
-    """It did what was asked; for the daemon: it drained and stopped because it was told to."""
+    """It did what was asked; the daemon stopped because it was told to, after draining or, told twice, at once."""
 
     FAILED = 1
     """A request or command failed; the sentence on standard error says whose fault it is."""
