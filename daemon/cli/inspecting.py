@@ -36,15 +36,18 @@ def fetch_status(socket: Socket) -> control.InstanceStatus:
 def models(socket: Socket = None) -> None:
     """List the served models: where they are ready, how many requests they had, and how long these took."""
     served = fetch_status(socket).models
-    rows = table("MODEL", "LABELS", "READY ON", right=("REQUESTS", "FAILED", "p50", "p99", "BATCH", "PADDED"))
+    pads = any(model.counters["padded_bytes"] for model in served)
+    padded = ("PADDED",) if pads else ()
+    rows = table("MODEL", "LABELS", "READY ON", right=("REQUESTS", "FAILED", "p50", "p99", "BATCH", *padded))
     for model in served:
-        rows.add_row(*_model_row(model))
+        rows.add_row(*_model_row(model), *([_padded(model.counters)] if pads else []))
     console.print(rows)
     for model in served:
         for device, reason in model.broken_on.items():
             console.print(f"[red]{model.name}:{model.version}[/] is not on {device}: {escape(reason)}", soft_wrap=True)
     console.print("[dim]p50, p99: from request to reply · BATCH: rows that ran together, on average[/]")
-    console.print("[dim]PADDED: share of the computed input that is padding[/]")
+    if pads:
+        console.print("[dim]PADDED: share of the computed input that is padding[/]")
 
 
 def _model_row(model: control.ModelStatus) -> list[str]:
@@ -61,7 +64,6 @@ def _model_row(model: control.ModelStatus) -> list[str]:
         microseconds(times.p50_us),
         microseconds(times.p99_us),
         f"{counters['batch_rows'] / counters['batches']:.1f}" if counters["batches"] else "–",
-        _padded(counters),
     ]
 
 

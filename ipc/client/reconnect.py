@@ -3,7 +3,7 @@
 import time
 from typing import Final
 
-from ..errors import ConnectionLost, DaemonNotFound, TensordError, TooManyConnections
+from ..errors import ConnectionLost, DaemonNotFound, ShuttingDown, TensordError, TooManyConnections
 from .call import copy_error
 
 RECONNECT_TIMEOUT_S: Final = 1.0
@@ -24,10 +24,12 @@ class Backoff:
     def pause_after(self, error: TensordError, left_s: float) -> float:
         """Seconds to wait before the next attempt. Raises `error` when there is to be none.
 
-        Where no daemon was before, none is waited for.
+        Where no daemon was before, none is waited for; where one was, its successor is.
         """
-        absent = isinstance(error, DaemonNotFound) and not self._reconnecting and error.retry_after_ms is None
-        if absent or not isinstance(error, (DaemonNotFound, ConnectionLost, TooManyConnections)):
+        absent = isinstance(error, DaemonNotFound) and error.retry_after_ms is None
+        if (absent or isinstance(error, ShuttingDown)) and not self._reconnecting:
+            raise error
+        if not isinstance(error, (DaemonNotFound, ConnectionLost, ShuttingDown, TooManyConnections)):
             raise error
         pause_s = min(self._pause_s, self._left_s)
         if pause_s <= 0 or pause_s >= left_s:

@@ -205,7 +205,7 @@ INLINE: dict[str, tuple[Build, TensordError]] = {
     ),
 }
 
-KNOWN = ["counts", "deadly", "echo", "gate", "inplace", "labels", "large", "pair", "picky"]
+KNOWN = ["counts", "deadly", "detect", "echo", "gate", "inplace", "labels", "large", "pair", "picky", "pixels"]
 
 CONTROL: dict[str, tuple[Build, TensordError]] = {
     "unknown version": (lambda _: encode_open(ID, "echo:7"), UnknownModel("echo:7", [])),
