@@ -106,7 +106,7 @@ _GLOBAL = (
          trades="Higher: more inline requests in flight; that much of /dev/shm, and of the host's memory."),
 )
 _DEVICE = (
-    Knob(name="spin_us", kind=Kind.DURATION, unit="us", default=100, maximum=100_000, scope=Scope.DEVICE,
+    Knob(name="spin_us", kind=Kind.DURATION, unit="us", default=300, maximum=100_000, scope=Scope.DEVICE,
          help="How long an idle worker looks for work without sleeping; 0 sleeps at once.",
          trades="Higher: no wake-up delay for requests that come soon after another; a core stays busy that long."),
     Knob(name="threads", kind=Kind.INTEGER, unit="threads", default=0, maximum=4096, scope=Scope.DEVICE,

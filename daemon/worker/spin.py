@@ -5,13 +5,19 @@ of a single request, and next to nothing for a batch of thirty: then the core is
 is poll(2) without a timeout, since a loop over memory would hold the interpreter's lock.
 """
 
-import resource
 import select
 import time
 from typing import Final
 
-PREEMPTIONS_PER_S_MAX: Final = 50
-"""More involuntary context switches than this while spinning: somebody else needs the core."""
+ABSENT_NS: Final = 200_000
+"""A look that took longer than this was interrupted by somebody who computes. A client or the front end that is woken
+on this core takes some 20 µs; that costs less than a wake-up and is no reason to sleep."""
+
+ABSENT_SHARE_MAX: Final = 0.05
+"""More of the time than this interrupted so: somebody else needs the core."""
+
+LOOK_NS: Final = 1_000_000_000
+"""Over which this is judged."""
 
 PAUSE_NS: Final = 10_000_000_000
 """How long not to spin after that."""
@@ -29,20 +35,22 @@ class Spin:
         self.duration_ns = 0
         self.last_rows = 0
         """Rows of the batch that was answered last."""
-        self._preemptions = 0
+        self._absent_ns = 0
         self._looked_ns = 0
         self._pause_until_ns = 0
 
     def wait(self, poller: select.poll, timeout_ms: float) -> dict[int, int]:
         """What is readable, by descriptor; empty after `timeout_ms`."""
         if self.worthwhile():
-            stop = time.monotonic_ns() + self.duration_ns
-            while True:
+            now = time.monotonic_ns()
+            stop = now + self.duration_ns
+            while now < stop:
                 events = poller.poll(0)
+                before, now = now, time.monotonic_ns()
+                if now - before > ABSENT_NS:
+                    self._absent_ns += now - before
                 if events:
                     return dict(events)
-                if time.monotonic_ns() >= stop:
-                    break
         return dict(poller.poll(timeout_ms))
 
     def worthwhile(self) -> bool:
@@ -50,10 +58,9 @@ class Spin:
         if not self.allowed or not self.duration_ns or self.last_rows > SPIN_ROWS_MAX:
             return False
         now = time.monotonic_ns()
-        if now - self._looked_ns > 1_000_000_000:
-            preemptions = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
-            elapsed_s = (now - self._looked_ns) / 1e9
-            if self._looked_ns and (preemptions - self._preemptions) / elapsed_s > PREEMPTIONS_PER_S_MAX:
+        elapsed_ns = now - self._looked_ns
+        if elapsed_ns > LOOK_NS:
+            if self._absent_ns > ABSENT_SHARE_MAX * elapsed_ns:
                 self._pause_until_ns = now + PAUSE_NS
-            self._preemptions, self._looked_ns = preemptions, now
+            self._absent_ns, self._looked_ns = 0, now
         return now >= self._pause_until_ns

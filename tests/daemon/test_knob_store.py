@@ -80,7 +80,7 @@ def test_values_of_a_scope_are_complete_and_typed() -> None:
     assert knobs.model_values("digits") == {n: k.default for n, k in KNOBS.items() if k.scope is Scope.MODEL}
     assert knobs.model_values("resnet.v2") == knobs.model_values("digits") | {"max_batch": 8, "window_us": 2_000}
     assert knobs.global_values()["pipeline_depth"] == 4
-    assert [knobs.device_values(device)["spin_us"] for device in DEVICES] == [100, 0]
+    assert [knobs.device_values(device)["spin_us"] for device in DEVICES] == [300, 0]
     scopes = [knobs.model_values("digits"), knobs.global_values(), knobs.device_values("cpu:0")]
     assert sorted(name for scope in scopes for name in scope) == sorted(KNOBS)
 

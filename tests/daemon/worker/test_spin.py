@@ -1,31 +1,26 @@
 """Whether and how a worker spins, in virtual time."""
 
 import os
-import resource
 import select
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tensord.daemon.worker.spin import PAUSE_NS, PREEMPTIONS_PER_S_MAX, SPIN_ROWS_MAX, Spin
+from tensord.daemon.worker.spin import ABSENT_NS, PAUSE_NS, SPIN_ROWS_MAX, Spin
 
 S = 10**9
 
 
 class Clock:
-    """Virtual time and preemptions, in the place of the kernel's."""
+    """Virtual time, in the place of the kernel's."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_ns = 1000 * S
-        self.preemptions = 0
         monkeypatch.setattr(time, "monotonic_ns", lambda: self.now_ns)
-        monkeypatch.setattr(resource, "getrusage", lambda _who: SimpleNamespace(ru_nivcsw=self.preemptions))
 
-    def pass_s(self, seconds: float, preemptions: int = 0) -> None:
+    def pass_s(self, seconds: float) -> None:
         self.now_ns += int(seconds * S)
-        self.preemptions += preemptions
 
 
 @pytest.fixture
@@ -45,13 +40,33 @@ def test_spinning_needs_a_core_and_a_duration(clock: Clock) -> None:
     assert spin_for(1000).worthwhile()
 
 
-def test_spinning_stops_for_a_while_when_the_core_is_needed(clock: Clock) -> None:
-    spin = spin_for(1000)
-    clock.preemptions = 10**6  # of the time before: they say nothing
+class Interrupted:
+    """A poller of which every look takes so long, and finds something."""
+
+    def __init__(self, clock: Clock, look_ns: int) -> None:
+        self._clock = clock
+        self._look_ns = look_ns
+
+    def poll(self, _timeout_ms: float) -> list[tuple[int, int]]:
+        self._clock.now_ns += self._look_ns
+        return [(9, select.POLLIN)]
+
+
+def spin_interrupted(clock: Clock, look_ns: int, share: float) -> Spin:
+    """One that has spun for a little more than a second, interrupted for this share of it, `look_ns` at a time."""
+    spin = spin_for(S)
     assert spin.worthwhile()
-    clock.pass_s(2, preemptions=2 * PREEMPTIONS_PER_S_MAX)
-    assert spin.worthwhile()
-    clock.pass_s(2, preemptions=2 * PREEMPTIONS_PER_S_MAX + 1)
+    poller: Any = Interrupted(clock, look_ns)
+    looks = int(share * S / look_ns)
+    for _ in range(looks):
+        spin.wait(poller, 250)
+        clock.now_ns += int((1 / share - 1) * look_ns)
+    clock.pass_s(0.1)
+    return spin
+
+
+def test_spinning_stops_for_a_while_when_somebody_computes_on_the_core(clock: Clock) -> None:
+    spin = spin_interrupted(clock, 3_000_000, 0.5)
     assert not spin.worthwhile()
     clock.pass_s(PAUSE_NS / S - 0.1)
     assert not spin.worthwhile()
@@ -59,13 +74,9 @@ def test_spinning_stops_for_a_while_when_the_core_is_needed(clock: Clock) -> Non
     assert spin.worthwhile()
 
 
-def test_a_burst_within_a_second_is_not_looked_at_twice(clock: Clock) -> None:
-    spin = spin_for(1000)
-    assert spin.worthwhile()
-    clock.pass_s(0.5, preemptions=10**6)
-    assert spin.worthwhile()
-    clock.pass_s(0.6)
-    assert not spin.worthwhile()
+@pytest.mark.parametrize(("look_ns", "share"), [(20_000, 0.5), (ABSENT_NS, 0.5), (3_000_000, 0.02)])
+def test_it_goes_on_where_others_only_wake_up_there_or_compute_seldom(clock: Clock, look_ns: int, share: float) -> None:
+    assert spin_interrupted(clock, look_ns, share).worthwhile()
 
 
 @pytest.mark.parametrize(
