@@ -44,7 +44,7 @@ class Setting:
         return f"batch {self.batch}, wait {self.wait_ms} ms" if self.batch > 1 else "no batching"
 
 
-CANDIDATES: Final = (Setting(1, 1), Setting(64, 0), Setting(64, 1), Setting(64, 2), Setting(64, 5), Setting(64, 10))
+CANDIDATES: Final = (Setting(1, 1), Setting(64, 0), Setting(64, 2), Setting(64, 10))
 """Its best is taken of these, for each payload and load by itself. (It rounds a wait of 0 up to its timer's tick.)"""
 
 

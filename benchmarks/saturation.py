@@ -80,7 +80,7 @@ def _peers(
     version = directory / "models" / model.name / "1"
     inline = {pressure: request for pressure, request in requests.items() if pressure.lane == "inline"}
     scores: dict[str, dict[peer.Setting, float]] = {}
-    for setting in (peer.Setting(1, 1), *(peer.Setting(batch, wait_ms) for wait_ms in (0, 1, 2, 5, 10))):
+    for setting in (peer.Setting(1, 1), *(peer.Setting(batch, wait_ms) for wait_ms in (0, 2, 10))):
         timing.say(f"mosec's best for {model.name}: {setting}")
         with (
             noted(failures, f"mosec, {model.name} ({setting})"),

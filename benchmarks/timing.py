@@ -32,5 +32,5 @@ class Timing:
         print(what, file=sys.stderr, flush=True)
 
 
-FULL: Final = Timing(repetitions=5, seconds=1.0, warmup_s=0.3, idle_s=20.0)
+FULL: Final = Timing(repetitions=5, seconds=0.5, warmup_s=0.2, idle_s=20.0)
 QUICK: Final = Timing(repetitions=2, seconds=0.5, warmup_s=0.2, idle_s=3.0)
