@@ -1,4 +1,4 @@
-"""The other limit: models in this very process, with the cores and the threads that the daemon's worker has.
+"""The other limit: models in this very process, with the cores, the threads and the heap of the daemon's worker.
 
 python benchmarks/offline.py CORES THREADS      answers one JSON object per line of standard input, until its end
     {"copy": FLOATS, "seconds": S}              → {"p50_us": …}: the model's work on a row is a copy of its bytes
@@ -15,11 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tensord.daemon.worker.heap import keep_freed
+
 
 def main(arguments: list[str]) -> None:
     """Serve until standard input ends."""
     cores, threads = arguments
     os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    keep_freed()
     import torch  # sizes its thread pools when it is imported: not before the affinity is set
 
     torch.set_num_threads(int(threads))

@@ -10,6 +10,7 @@ import socket
 import sys
 
 from ..child import tie_to_parent
+from .heap import keep_freed
 
 
 def main(arguments: list[str]) -> None:
@@ -18,6 +19,8 @@ def main(arguments: list[str]) -> None:
     tie_to_parent(int(parent_pid))
     if cores:
         os.sched_setaffinity(0, {int(core) for core in cores[0].split(",")})
+
+    keep_freed()
 
     # torch sizes its thread pools when it is imported: not before the affinity is set.
     from ..messages import DeviceBroken, Link

@@ -48,6 +48,7 @@ from .batch import Batch, decode
 from .channel import Channel
 from .device import Device, Stage
 from .graphs import Graphs
+from .heap import mapped_pieces
 from .memory import Memory, UnknownArena
 from .spin import Spin
 
@@ -305,7 +306,7 @@ class Worker:
         self._heartbeat.enter(Activity.LOADING, started)
         try:
             manifest = read_manifest(Path(message.root) / message.name / str(message.version))
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), mapped_pieces():
                 model = load(manifest, self._device.torch_device)
                 model.warm_up()
                 self._use_graphs(message.index, model)
