@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from fractions import Fraction
+from itertools import pairwise
 from typing import Final, TypeAlias
 
 Setting: TypeAlias = int | float | str | bool
@@ -42,6 +43,9 @@ SWITCH_WORDS: Final = {"on": True, "true": True, "off": False, "false": False}
 _QUANTITY = re.compile(r"\s*(-?[0-9]+(?:\.[0-9]+)?)\s*([A-Za-zµ]*)\s*")
 _SHOWN_CHARACTERS_MAX = 80
 
+SIZES_MAX: Final = 32
+"""Numbers in the value of a knob that holds several."""
+
 
 class Kind(StrEnum):
     """What a knob's value is, and so how its text is read."""
@@ -52,14 +56,16 @@ class Kind(StrEnum):
     CHOICE = "choice"
     DURATION = "duration"
     BYTES = "bytes"
+    SIZES = "sizes"
 
 
 class Scope(StrEnum):
-    """What a knob's value belongs to. Model and device knobs have a general value and one per target."""
+    """What a knob's value belongs to. All but global knobs have a general value and one per target."""
 
     GLOBAL = "global"
     MODEL = "model"
     DEVICE = "device"
+    TENANT = "tenant"  # a class of tenants
 
 
 class Context(StrEnum):
@@ -113,6 +119,8 @@ class Knob:
                 parsed = SWITCH_WORDS.get(str(value).lower())
             case Kind.CHOICE:
                 parsed = value if value in self.choices else None
+            case Kind.SIZES:
+                parsed = self._parse_sizes(value)
             case _:
                 parsed = self._parse_quantity(value)
         if parsed is None:
@@ -140,8 +148,9 @@ class Knob:
             return "on or off"
         if self.kind is Kind.CHOICE:
             return ", ".join(self.choices)
-        counted = f" {self.unit}" if self.unit and self.kind in (Kind.INTEGER, Kind.NUMBER) else ""
-        return f"{self.format(self.minimum)} to {self.format(self.maximum)}{counted}"
+        counted = f" {self.unit}" if self.unit and self.kind in (Kind.INTEGER, Kind.NUMBER, Kind.SIZES) else ""
+        low, high = self.format(self.minimum), self.format(self.maximum)
+        return f"{'each ' if self.kind is Kind.SIZES else ''}{low} to {high}{counted}"
 
     @property
     def allowed(self) -> str:
@@ -155,6 +164,8 @@ class Knob:
                 return f'a duration in whole {self.unit}, {self.range} (such as "5s", or a bare number of {self.unit})'
             case Kind.BYTES:
                 return f'a size, {self.range} (such as "64MiB", or a bare number of bytes)'
+            case Kind.SIZES:
+                return f'up to {SIZES_MAX} whole numbers in ascending order, {self.range} (such as "8,16,32"), or ""'
             case Kind.CHOICE if len(self.choices) > 1:
                 return f"one of {self.range}"
             case _:
@@ -170,6 +181,20 @@ class Knob:
             return None
         whole = self.kind is Kind.NUMBER or amount.denominator == 1
         return number if whole and self.minimum <= number <= self.maximum else None
+
+    def _parse_sizes(self, value: object) -> str | None:
+        """Text of ascending whole numbers with commas between them; a TOML array says the same."""
+        parts = value if isinstance(value, list) else str(value).split(",") if value != "" else []
+        sizes = [self._parse_size(part) for part in parts]
+        ascending = all(0 < first < second for first, second in pairwise([0.5, *sizes]))
+        return ",".join(map(str, sizes)) if ascending and len(sizes) <= SIZES_MAX else None
+
+    def _parse_size(self, part: object) -> int:
+        """0, which is never allowed, for what is none."""
+        amount = self._in_own_unit(part) if isinstance(part, int | str) else None
+        if amount is None or amount.denominator != 1 or not self.minimum <= amount <= self.maximum:
+            return 0
+        return amount.numerator
 
     def _in_own_unit(self, value: Setting) -> Fraction | None:
         if isinstance(value, bool) or not isinstance(value, int | float | str):  # `true`; a table of a TOML file

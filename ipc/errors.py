@@ -19,9 +19,20 @@ TensordError
 │   ├── OutputTooSmall        the output range is smaller than the output
 │   ├── DuplicateRequestId    a request id that is still in flight on this connection
 │   ├── DeadlineExceeded      the deadline passed before the answer
-│   └── Cancelled             the client cancelled the request
+│   ├── Cancelled             the client cancelled the request
+│   ├── NotPermitted          this user may not use the model
+│   └── Superseded            a newer request of the same session took its place
 ├── CapacityFault             a limit of this instance was reached; a later retry can help
-│   ├── QueueFull             the model's queue
+│   ├── QueueFull             requests in the model's queue
+│   ├── QueueRowsFull         rows in it
+│   ├── QueueBytesFull        bytes of tensors in it
+│   ├── TenantQueueFull       what one tenant may use of it
+│   ├── DeadlineInfeasible    the deadline cannot be met, as predicted
+│   ├── ConcurrencyLimit      requests inside, as the gradient of their latency allows
+│   ├── QueueDelay            the queue has stood for too long
+│   ├── TooManyTenantConnections  connections of one user; the connection closes
+│   ├── TooManyTenantRows     rows of one user's unanswered requests
+│   ├── TenantArenaQuotaExceeded  bytes of one user's arenas
 │   ├── TooManyInFlight       requests in flight on one connection
 │   ├── TooManyConnections    connections of this instance; the connection closes
 │   ├── IngestFull            the shared memory for inline tensors
@@ -281,6 +292,20 @@ class Cancelled(ClientFault):
     sentence = "cancelled by the client"
 
 
+@_error
+class NotPermitted(ClientFault):
+    model: str
+    uid: int
+    code = 118
+    sentence = "user {uid} may not use model {model!r}: ask the operator, who decides it in the configuration"
+
+
+@_error
+class Superseded(ClientFault):
+    code = 119
+    sentence = "a newer request of the same session took its place, as both ask for the latest only"
+
+
 # ── capacity ────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -290,6 +315,104 @@ class QueueFull(CapacityFault):
     limit: int
     code = 200
     sentence = "the queue of model {model!r} holds {limit} requests, its knob queue_max: retry later, or raise it"
+
+
+@_error
+class QueueRowsFull(CapacityFault):
+    model: str
+    rows: int
+    limit: int
+    code = 207
+    sentence = (
+        "{rows} more rows would be beyond the {limit} that may wait for model {model!r}, its knob "
+        "queue_rows_max: retry later, or raise it"
+    )
+
+
+@_error
+class QueueBytesFull(CapacityFault):
+    model: str
+    nbytes: int
+    limit: int
+    code = 208
+    sentence = (
+        "{nbytes} more bytes would be beyond the {limit} that may wait for model {model!r}, its knob "
+        "queue_bytes_max: retry later, or raise it"
+    )
+
+
+@_error
+class TenantQueueFull(CapacityFault):
+    model: str
+    percent: int
+    code = 209
+    sentence = (
+        "this tenant uses its {percent} % of the queue of model {model!r}, the knob tenant_queue_percent: retry "
+        "later, or raise it"
+    )
+
+
+@_error
+class DeadlineInfeasible(CapacityFault):
+    model: str
+    predicted_ms: float
+    allowed_ms: float
+    code = 210
+    sentence = (
+        "model {model!r} would answer in {predicted_ms} ms, as predicted, and the deadline is in {allowed_ms} "
+        "ms: allow more time, or retry later"
+    )
+
+
+@_error
+class ConcurrencyLimit(CapacityFault):
+    model: str
+    limit: int
+    code = 211
+    sentence = (
+        "{limit} requests are inside of model {model!r}, and more would only wait: retry later, or turn its knob "
+        "adaptive_concurrency off"
+    )
+
+
+@_error
+class QueueDelay(CapacityFault):
+    model: str
+    waited_ms: float
+    target_ms: float
+    code = 212
+    sentence = (
+        "the queue of model {model!r} stands: this request has waited for {waited_ms} ms, and its knob "
+        "codel_target_ms allows {target_ms} ms: retry later, or raise it"
+    )
+
+
+@_error
+class TooManyTenantConnections(CapacityFault):
+    limit: int
+    code = 213
+    sentence = "{limit} connections of this user are open, the knob tenant_connections_max: close some, or raise it"
+
+
+@_error
+class TooManyTenantRows(CapacityFault):
+    rows: int
+    limit: int
+    code = 214
+    sentence = (
+        "{rows} more rows would be beyond the {limit} that this user may have unanswered, the knob "
+        "tenant_rows_max: wait for answers, or raise it"
+    )
+
+
+@_error
+class TenantArenaQuotaExceeded(CapacityFault):
+    asked_bytes: int
+    limit_bytes: int
+    code = 215
+    sentence = (
+        "{asked_bytes} bytes of client arenas asked for; the knob tenant_arena_bytes_max allows this user {limit_bytes}"
+    )
 
 
 @_error

@@ -87,9 +87,29 @@ class Counter(IntEnum):
     REPLIED_BYTES = 24  # output bytes that the front end copied from slots to the socket
     GRAPHS_CAPTURED = 25  # CUDA graphs: one per worker and form of a batch
     GRAPH_REPLAYS = 26  # batches that ran as one of them
+    REFUSED_QUEUE = 27  # by the error that a request got before it could queue, or behind it: QueueFull
+    REFUSED_QUEUE_ROWS = 28  # QueueRowsFull
+    REFUSED_QUEUE_BYTES = 29  # QueueBytesFull
+    REFUSED_TENANT_QUEUE = 30  # TenantQueueFull
+    REFUSED_TENANT_ROWS = 31  # TooManyTenantRows
+    REFUSED_DEADLINE = 32  # DeadlineInfeasible
+    REFUSED_CONCURRENCY = 33  # ConcurrencyLimit
+    REFUSED_DELAY = 34  # QueueDelay
+    REFUSED_PERMISSION = 35  # NotPermitted
+    SUPERSEDED = 36  # a newer request of the session took its place
+    SPLIT = 37  # requests that went as several batches' rows
+    CACHE_HITS = 38  # answered from memory
+    CACHE_REDIS_HITS = 39  # answered from the second tier
+    CACHE_JOINED = 40  # answered with the result of an identical request that was in flight
+    CACHE_MISSES = 41
+    CACHE_EVICTED = 42  # answers dropped for others, or as their time was over
+    CACHE_HASHED_BYTES = 43
+    CACHE_HASH_NS = 44  # time that hashing took
+    CACHE_SAVED_NS = 45  # device time that answers from the cache have spared, as it was when they were computed
+    CACHE_REDIS_FAILED = 46  # the second tier did not answer, or not in time
 
 
-COUNTERS: Final = 32
+COUNTERS: Final = 64
 
 
 class Phase(IntEnum):

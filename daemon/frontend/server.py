@@ -204,7 +204,7 @@ class FrontEnd:
         self.limits.read_budget_bytes = general["read_budget_bytes"]
         self.limits.stall_timeout_ns = general["stall_timeout_s"] * 10**9
         self._connections_max = general["connections_max"]
-        self.scheduler.set_global(GlobalPolicy(general["pipeline_depth"], general["ageing_ms"] * 10**6))
+        self.scheduler.set_global(GlobalPolicy.of(general))
         for model in self.models.by_index.values():
             policy = self._policy(model)
             self.scheduler.set_policy(model.index, policy)
@@ -215,15 +215,7 @@ class FrontEnd:
         """The model's knobs in force, taken over by the model and as the scheduler's policy."""
         values: dict[str, Any] = {**self._knobs.general, **self._knobs.models.get(model.name, {})}
         model.apply(values)
-        return ModelPolicy(
-            max_batch=values["max_batch"],
-            window_ns=values["window_us"] * 1000,
-            queue_max=values["queue_max"],
-            weight=values["weight"],
-            order=values["order"],
-            balance=values["balance"],
-            retries=values["retries"],
-        )
+        return ModelPolicy.of(values)
 
     def _add_model(self, served: m.ModelServed) -> None:
         model = self.models.add(served)

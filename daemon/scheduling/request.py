@@ -34,8 +34,8 @@ class ReleaseReason(StrEnum):
 class Request:
     """One request as the scheduler sees it. The front end subclasses it and adds slots of its own.
 
-    The first eight fields are the caller's and never change after submit(). The others are the
-    scheduler's: callers may read them.
+    The arguments are the caller's and never change after submit(). The other fields are the scheduler's: callers may
+    read them.
     """
 
     __slots__ = (
@@ -43,8 +43,12 @@ class Request:
         "attempts",
         "bucket",
         "deadline_ns",
+        "flow",
         "home",
+        "latest",
         "model",
+        "nbytes",
+        "predicted_ns",
         "priority",
         "rows",
         "seq",
@@ -64,6 +68,10 @@ class Request:
         arrival_ns: int,
         deadline_ns: int,
         session: int = 0,
+        *,
+        flow: int = 0,
+        nbytes: int = 0,
+        latest: bool = False,
     ) -> None:
         self.model = model
         """Key of the model version, as given to add_model()."""
@@ -78,7 +86,15 @@ class Request:
         """The request never starts at or after this time, in the nanoseconds of `arrival_ns`."""
         self.session = session
         """For balance policies that keep a session on one replica; 0 for none."""
+        self.flow = flow
+        """Requests with the same number are one flow to the order policy MLFQ: a connection, or a session."""
+        self.nbytes = nbytes
+        """Bytes of its tensors, inputs and outputs."""
+        self.latest = latest
+        """It takes the place of a waiting one of the same tenant and session."""
 
+        self.predicted_ns = 0
+        """Device time that it would take alone, as predicted when it was submitted, in nanoseconds."""
         self.state = RequestState.NEW
         self.seq = 0
         """Place in the order of submission over all models; kept when the request runs again."""

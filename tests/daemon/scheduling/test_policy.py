@@ -5,34 +5,24 @@ import pytest
 from tensord.daemon.knobs import KNOBS
 from tensord.daemon.scheduling.balance import BALANCE_POLICIES
 from tensord.daemon.scheduling.order import ORDER_POLICIES
-from tensord.daemon.scheduling.policy import GlobalPolicy, ModelPolicy
+from tensord.daemon.scheduling.policy import GlobalPolicy, ModelPolicy, TenantPolicy
 
 
 def defaults(policy: ModelPolicy | GlobalPolicy) -> dict[str, object]:
     return {field.name: getattr(policy, field.name) for field in fields(policy)}
 
 
-def test_a_models_defaults_are_those_of_the_knobs() -> None:
-    window_us = KNOBS["window_us"].default
-    assert isinstance(window_us, int)
-    assert defaults(ModelPolicy()) == {
-        "max_batch": KNOBS["max_batch"].default,
-        "window_ns": window_us * 1_000,
-        "queue_max": KNOBS["queue_max"].default,
-        "weight": KNOBS["weight"].default,
-        "order": KNOBS["order"].default,
-        "balance": KNOBS["balance"].default,
-        "retries": KNOBS["retries"].default,
-    }
+DEFAULTS = {name: knob.default for name, knob in KNOBS.items()}
 
 
-def test_the_instances_defaults_are_those_of_the_knobs() -> None:
-    ageing_ms = KNOBS["ageing_ms"].default
-    assert isinstance(ageing_ms, int)
-    assert defaults(GlobalPolicy()) == {
-        "pipeline_depth": KNOBS["pipeline_depth"].default,
-        "ageing_ns": ageing_ms * 1_000_000,
-    }
+def test_the_defaults_are_those_of_the_knobs() -> None:
+    assert ModelPolicy.of(DEFAULTS) == ModelPolicy()
+    assert GlobalPolicy.of(DEFAULTS) == GlobalPolicy()
+    assert TenantPolicy.of("default", DEFAULTS) == TenantPolicy()
+
+
+def test_preferred_batches_come_as_text() -> None:
+    assert ModelPolicy.of(DEFAULTS | {"preferred_batches": "8,16"}).preferred_batches == (8, 16)
 
 
 def test_every_order_and_balance_that_a_knob_takes_is_there() -> None:
