@@ -79,6 +79,7 @@ class Flags(IntFlag):
 
     MORE = 1  # reserved for streamed parts before the final RESULT; never set in version 1
     TRACE = 2  # INFER: a 24-byte W3C trace context (trace id, parent id) follows the fixed fields
+    LATEST = 4  # INFER: take the place of a waiting request of the same session that has this flag, too
 
 
 class Lane(IntEnum):
@@ -547,6 +548,9 @@ def decode_tensors(headers: memoryview, count: int) -> list[TensorHeader]:
     return tensors
 
 
+LATEST_NEEDS_SESSION: Final = "the flag LATEST is about the requests of one session: give its key"
+
+
 @dataclass(frozen=True, slots=True)
 class InferHead:
     """The fixed fields of INFER."""
@@ -561,10 +565,12 @@ class InferHead:
     session: int
     """Key for policies by which sessions stick to a replica; 0 for none."""
     trace: bytes = b""
+    latest: bool = False
+    """Of this session only the newest request counts; needs a session."""
 
     def encode(self, request_id: int, tensor_headers: bytes, payload_bytes: int) -> bytes:
         """Header and meta; the payload follows them on the stream."""
-        flags = Flags.TRACE if self.trace else 0
+        flags = (Flags.TRACE if self.trace else 0) | (Flags.LATEST if self.latest else 0)
         meta = INFER.pack(
             self.handle,
             self.priority,
@@ -588,13 +594,16 @@ class InferHead:
             raise BadRequest("priority", str(priority), "use 0 (high), 1 (normal) or 2 (low)")
         if deadline_ns < 0:
             raise BadRequest("deadline_ns", str(deadline_ns), "use CLOCK_MONOTONIC in nanoseconds, or 0")
+        latest = bool(flags & Flags.LATEST)
+        if latest and not session:
+            raise BadRequest("session", "0", LATEST_NEEDS_SESSION)
         if not flags & Flags.TRACE:
-            return cls(handle, priority, inputs, outputs, deadline_ns, session), meta[INFER.size :]
+            return cls(handle, priority, inputs, outputs, deadline_ns, session, b"", latest), meta[INFER.size :]
         stop = INFER.size + TRACE_BYTES
         if len(meta) < stop:
             raise BadRequest("meta_bytes", str(len(meta)), "the flag TRACE promises 24 more bytes")
         trace = bytes(meta[INFER.size : stop])
-        return cls(handle, priority, inputs, outputs, deadline_ns, session, trace), meta[stop:]
+        return cls(handle, priority, inputs, outputs, deadline_ns, session, trace, latest), meta[stop:]
 
 
 @dataclass(frozen=True, slots=True)

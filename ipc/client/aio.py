@@ -71,9 +71,10 @@ class AsyncClient:
         timeout: float = CLIENT_TIMEOUT_S,
         priority: str | int = "normal",
         session: int | str | bytes | None = None,
+        latest: bool = False,
     ) -> Outputs:
         """Run a model and return its output, or a dict of its outputs by name; see `Client.infer`."""
-        return await self._infer(InferRequest(model, inputs, timeout, priority, session))
+        return await self._infer(InferRequest(model, inputs, timeout, priority, session, latest))
 
     def submit(
         self,
@@ -83,9 +84,10 @@ class AsyncClient:
         timeout: float = CLIENT_TIMEOUT_S,
         priority: str | int = "normal",
         session: int | str | bytes | None = None,
+        latest: bool = False,
     ) -> asyncio.Task[Outputs]:
         """As `infer`, in a task of its own: await it for the outputs, cancel it to give the inference up."""
-        return asyncio.ensure_future(self._infer(InferRequest(model, inputs, timeout, priority, session)))
+        return asyncio.ensure_future(self._infer(InferRequest(model, inputs, timeout, priority, session, latest)))
 
     def lease(
         self,
@@ -263,9 +265,10 @@ class AsyncSlot(LeasedSlot):
         timeout: float = CLIENT_TIMEOUT_S,
         priority: str | int = "normal",
         session: int | str | bytes | None = None,
+        latest: bool = False,
     ) -> Outputs:
         """Run the model on what was written into `inputs`; returns views of the outputs; see `Slot.infer`."""
-        return await self._client._infer(self._request(timeout, priority, session))
+        return await self._client._infer(self._request(timeout, priority, session, latest))
 
     def submit(
         self,
@@ -273,9 +276,10 @@ class AsyncSlot(LeasedSlot):
         timeout: float = CLIENT_TIMEOUT_S,
         priority: str | int = "normal",
         session: int | str | bytes | None = None,
+        latest: bool = False,
     ) -> asyncio.Task[Outputs]:
         """As `infer`, in a task of its own; until it is done neither inputs nor outputs may be touched."""
-        return asyncio.ensure_future(self._client._infer(self._request(timeout, priority, session)))
+        return asyncio.ensure_future(self._client._infer(self._request(timeout, priority, session, latest)))
 
 
 class Lease:

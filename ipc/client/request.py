@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 
 from ..errors import BadRequest, ConnectionLost, DeadlineExceeded, TensordError, UnknownHandle
 from ..limits import HELLO_TIMEOUT_S, PRIORITY_CLASSES
+from ..wire import LATEST_NEEDS_SESSION
 from .arena import ArenaSlot
 from .arrays import Array, Inputs, Outputs, arrange_outputs, as_bytes, prepare_inputs
 from .call import Call
@@ -42,6 +43,7 @@ class InferRequest:
         "deadline_ns",
         "inputs",
         "is_torch",
+        "latest",
         "model",
         "opened",
         "priority",
@@ -59,14 +61,18 @@ class InferRequest:
         timeout: float,
         priority: str | int,
         session: int | str | bytes | None,
+        latest: bool,
         user_slot: ArenaSlot | None = None,
     ) -> None:
-        """Raises BadRequest for a timeout, priority or session that makes no sense."""
+        """Raises BadRequest for a timeout, priority or session that makes no sense, or `latest` without a session."""
         self.model = model
         self.inputs = inputs
         self.deadline_ns = deadline_after(timeout)
         self.priority = PRIORITIES["normal"] if priority == "normal" else _priority_class(priority)
         self.session = 0 if session is None else _session_key(session)
+        self.latest = latest
+        if latest and not self.session:
+            raise BadRequest("session", "None", LATEST_NEEDS_SESSION)
         self.opened: OpenedModel | None = None
         self.slot: ArenaSlot | None = None
         """The slot of the present attempt; None in the inline lane."""
@@ -90,7 +96,7 @@ class InferRequest:
 
     def start_inline(self, session: ClientSession, plan: RequestPlan, arrays: list[Array]) -> tuple[Call, list[Buffer]]:
         """A call and what to send for it: head and payload."""
-        call, head = session.infer_inline(plan, self.priority, self.deadline_ns, self.session)
+        call, head = session.infer_inline(plan, self.priority, self.deadline_ns, self.session, latest=self.latest)
         return call, [head, *(as_bytes(array).data for array in arrays)]
 
     def start_arena(self, session: ClientSession, slot: ArenaSlot) -> tuple[Call, list[Buffer]]:
@@ -98,7 +104,9 @@ class InferRequest:
         assert self.opened is not None
         slot.begin()
         self.slot = slot
-        call, head = session.infer_arena(slot, self.opened.handle, self.priority, self.deadline_ns, self.session)
+        call, head = session.infer_arena(
+            slot, self.opened.handle, self.priority, self.deadline_ns, self.session, latest=self.latest
+        )
         return call, [head]
 
     # ── its end ─────────────────────────────────────────────────────────────────────────────────

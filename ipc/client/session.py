@@ -144,18 +144,20 @@ class ClientSession:
         call = self.register(FrameType.MODELS)
         return call, frame(FrameType.LIST, call.request_id)
 
-    def infer_inline(self, plan: RequestPlan, priority: int, deadline_ns: int, session: int) -> tuple[Call, bytes]:
+    def infer_inline(
+        self, plan: RequestPlan, priority: int, deadline_ns: int, session: int, *, latest: bool = False
+    ) -> tuple[Call, bytes]:
         """INFER without its payload, which follows it, to be admitted. Outputs come into `call.arrays`."""
         call = Call(next(self._request_ids), FrameType.RESULT)
         call.plan = plan
         call.forms = plan.output_forms
         call.result_headers = plan.output_headers
         call.result_bytes = plan.output_bytes
-        head = InferHead(plan.handle, priority, len(plan.inputs), 0, deadline_ns, session)
+        head = InferHead(plan.handle, priority, len(plan.inputs), 0, deadline_ns, session, b"", latest)
         return call, head.encode(call.request_id, plan.input_headers, plan.input_bytes)
 
     def infer_arena(
-        self, slot: ArenaSlot, handle: int, priority: int, deadline_ns: int, session: int
+        self, slot: ArenaSlot, handle: int, priority: int, deadline_ns: int, session: int, *, latest: bool = False
     ) -> tuple[Call, bytes]:
         """INFER of a slot whose `begin` was called, to be admitted; the outputs will lie in the slot too."""
         plan = slot.plan
@@ -164,7 +166,8 @@ class ClientSession:
         call.plan = plan
         call.result_headers = plan.arena_result_headers(number, slot.base)
         call.returned = slot.answered
-        head = InferHead(handle, priority, len(plan.inputs), len(plan.spec.outputs), deadline_ns, session)
+        outputs = len(plan.spec.outputs)
+        head = InferHead(handle, priority, len(plan.inputs), outputs, deadline_ns, session, b"", latest)
         return call, head.encode(call.request_id, plan.arena_headers(number, slot.base), 0)
 
     def forget(self, call: Call) -> None:

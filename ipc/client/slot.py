@@ -35,8 +35,10 @@ class LeasedSlot:
             raise AttributeError(f"model {self._name!r} has the inputs {', '.join(self.inputs)}: use slot[name]")
         return next(iter(self.inputs.values()))
 
-    def _request(self, timeout: float, priority: str | int, session: int | str | bytes | None) -> InferRequest:
-        return InferRequest(self._name, None, timeout, priority, session, self._slot)
+    def _request(
+        self, timeout: float, priority: str | int, session: int | str | bytes | None, latest: bool
+    ) -> InferRequest:
+        return InferRequest(self._name, None, timeout, priority, session, latest, self._slot)
 
     def release(self) -> None:
         """Give the slot back, once a request that is still in flight in it has its answer. Safe to call again."""

@@ -75,15 +75,18 @@ class Client:
         timeout: float = CLIENT_TIMEOUT_S,
         priority: str | int = "normal",
         session: int | str | bytes | None = None,
+        latest: bool = False,
     ) -> Outputs:
         """Run a model and return its output, or a dict of its outputs by name if there are several.
 
         `model` is a name, `name:version` or `name:label`. `inputs` is an array whose first dimension counts
         rows, or a dict of such arrays by name; a torch tensor gives torch tensors back. `timeout` is in
         seconds. `priority` is "high", "normal" or "low". Requests with the same `session` go to the
-        same replica where the model's balance policy heeds it. Raises TensordError.
+        same replica where the model's balance policy heeds it. With `latest` a request takes the place of the one of
+        its session that still waits, which ends with Superseded: a camera wants no frame but the newest. Raises
+        TensordError.
         """
-        return self._infer(InferRequest(model, inputs, timeout, priority, session))
+        return self._infer(InferRequest(model, inputs, timeout, priority, session, latest))
 
     def submit(
         self,
@@ -93,6 +96,7 @@ class Client:
         timeout: float = CLIENT_TIMEOUT_S,
         priority: str | int = "normal",
         session: int | str | bytes | None = None,
+        latest: bool = False,
     ) -> InferFuture:
         """As `infer`, but return a future once the request is sent; any number share the connection.
 
@@ -100,7 +104,7 @@ class Client:
         they are until then: after a lost connection they are sent again. Waits while the
         daemon takes no further request on this connection.
         """
-        return self._submit(InferRequest(model, inputs, timeout, priority, session))
+        return self._submit(InferRequest(model, inputs, timeout, priority, session, latest))
 
     def lease(
         self,
@@ -328,13 +332,14 @@ class Slot(LeasedSlot):
         timeout: float = CLIENT_TIMEOUT_S,
         priority: str | int = "normal",
         session: int | str | bytes | None = None,
+        latest: bool = False,
     ) -> Outputs:
         """Run the model on what was written into `inputs`; returns views of the outputs, an array or a dict by name.
 
         Raises ConnectionLost when the slot's connection has ended, and SlotInUse while an earlier request
         in the slot has no answer.
         """
-        return self._client._infer(self._request(timeout, priority, session))
+        return self._client._infer(self._request(timeout, priority, session, latest))
 
     def submit(
         self,
@@ -342,9 +347,10 @@ class Slot(LeasedSlot):
         timeout: float = CLIENT_TIMEOUT_S,
         priority: str | int = "normal",
         session: int | str | bytes | None = None,
+        latest: bool = False,
     ) -> InferFuture:
         """As `infer`, but return a future; until it is done neither inputs nor outputs may be touched."""
-        return self._client._submit(self._request(timeout, priority, session))
+        return self._client._submit(self._request(timeout, priority, session, latest))
 
     def __enter__(self) -> "Slot":
         return self

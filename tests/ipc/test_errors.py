@@ -23,7 +23,7 @@ STRATEGIES: dict[Any, st.SearchStrategy[Any]] = {
 }
 SENTINELS: dict[Any, list[Any]] = {
     int: [4711, 815, 1234567],
-    float: [12.25],
+    float: [12.25, 36.5],
     str: ["alpha", "beta", "gamma", "delta"],
     list[str]: [["epsilon", "zeta"], ["eta", "theta"]],
 }

@@ -85,8 +85,9 @@ infers = st.tuples(
         u8,
         u8,
         st.integers(0, 2**63 - 1),
-        u64,
+        st.integers(1, 2**64 - 1),
         st.just(b"") | st.binary(min_size=wire.TRACE_BYTES, max_size=wire.TRACE_BYTES),
+        st.booleans(),
     ),
     many_headers,
 )
@@ -572,3 +573,12 @@ def test_flags_say_whether_a_trace_follows() -> None:
     trace = bytes(range(wire.TRACE_BYTES))
     assert InferHead(1, 1, 0, 0, 0, 0, trace).encode(1, b"", 0)[3] == Flags.TRACE
     assert InferHead(1, 1, 0, 0, 0, 0).encode(1, b"", 0)[3] == 0
+
+
+def test_only_the_requests_of_a_session_can_ask_for_the_latest() -> None:
+    frame = InferHead(1, 1, 0, 0, 0, 7, latest=True).encode(1, b"", 0)
+    meta = memoryview(frame)[HEADER.size :]
+    assert frame[3] == Flags.LATEST
+    assert InferHead.decode(meta, frame[3])[0].latest
+    with pytest.raises(BadRequest, match="session"):
+        InferHead.decode(memoryview(InferHead(1, 1, 0, 0, 0, 0).encode(1, b"", 0))[HEADER.size :], Flags.LATEST)

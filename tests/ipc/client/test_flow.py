@@ -62,7 +62,7 @@ def spec_of(version: int = 1, x: TensorSpec = SPEC.inputs[0]) -> ModelSpec:
 
 
 def request_of(inputs: Any = SMALL, *, user_slot: ArenaSlot | None = None) -> InferRequest:
-    return InferRequest("m", inputs, 30.0, "normal", None, user_slot)
+    return InferRequest("m", inputs, 30.0, "normal", None, False, user_slot)
 
 
 def feed(session: ClientSession, data: bytes) -> None:

@@ -53,7 +53,7 @@ def spec_of(input_bytes: int = 8, output_bytes: int = 8, *, idempotent: bool = T
 
 
 def request_of(inputs: Inputs = X, *, user_slot: ArenaSlot | None = None, **changes: Any) -> InferRequest:
-    arguments = {"timeout": 30.0, "priority": "normal", "session": None, **changes}
+    arguments = {"timeout": 30.0, "priority": "normal", "session": None, "latest": False, **changes}
     return InferRequest("m", inputs, **arguments, user_slot=user_slot)
 
 
@@ -75,7 +75,7 @@ def slot_of(session: ClientSession, request: InferRequest) -> ArenaSlot:
 
 def head_of(frame: Any) -> InferHead:
     meta = memoryview(frame)[HEADER.size :]
-    return InferHead.decode(meta, flags=0)[0]
+    return InferHead.decode(meta, flags=HEADER.unpack_from(frame)[2])[0]
 
 
 # ── what is asked for ───────────────────────────────────────────────────────────────────────────
@@ -168,6 +168,17 @@ def test_an_inline_attempt_sends_the_users_memory_behind_its_head() -> None:
     assert head_of(head) == InferHead(5, 0, 1, 0, request.deadline_ns, 9)
     assert np.shares_memory(np.frombuffer(payload, np.uint8), X)
     assert bytes(payload) == X.tobytes()
+
+
+def test_the_latest_of_a_session_says_so_and_needs_one() -> None:
+    request, session = request_of(session=9, latest=True), ClientSession()
+    _, (head, _) = request.start_inline(session, *request.prepare(OpenedModel(5, spec_of())))
+    assert head_of(head) == InferHead(5, 1, 1, 0, request.deadline_ns, 9, b"", latest=True)
+    slot = slot_of(session, request)
+    _, (head,) = request.start_arena(session, slot)
+    assert head_of(head).latest
+    with pytest.raises(BadRequest, match="session"):
+        request_of(latest=True)
 
 
 def test_an_attempt_in_an_arena_sends_only_a_head_and_holds_the_slot() -> None:

@@ -82,11 +82,12 @@ def test_one_of_several_inputs_must_be_named() -> None:
 
 def test_its_request_is_for_what_lies_in_it() -> None:
     leased = Leased(DOUBLE, 1)
-    request = leased.slot._request(1.0, "high", 7)
-    assert (request.model, request.inputs, request.priority, request.session) == ("asked for", None, 0, 7)
+    request = leased.slot._request(1.0, "high", 7, latest=True)
+    assert (request.model, request.inputs, request.priority) == ("asked for", None, 0)
+    assert (request.session, request.latest) == (7, True)
     assert request.user_slot is leased.arena_slot
     with pytest.raises(BadRequest, match="timeout"):
-        leased.slot._request(0, "high", 7)
+        leased.slot._request(0, "high", 7, latest=False)
 
 
 def test_it_comes_back_once() -> None:
