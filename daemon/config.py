@@ -2,8 +2,9 @@
 
     [daemon]                  where the instance lives, what it serves, on which devices
     [knobs]                   global knobs, and the general values of model and device knobs
-    [models.digits]           model knobs of one model
+    [models.digits]           model knobs of one model, and who may use it
     [devices."cpu:0"]         device knobs of one device
+    [tenants.batch]           a class of tenants: its users, and their knobs
 
 What can be checked from the file alone is checked by `load_config`. What depends on the host or the
 repository is checked by `check_devices` and `check_models`, once those are known.
@@ -25,15 +26,19 @@ from tensord.ipc.limits import SOCKET_PATH_BYTES_MAX
 
 from .knob import KnobError, Scope, Setting, shown, suggestion
 from .knobs import find
+from .users import FORM, Access, TenantClass, UnknownUser, Users, parse_users
 
 SYSTEM_RUNTIME_DIR: Final = Path("/run/tensord")
 CORES_PER_CPU_DEVICE: Final = 4
 """How `auto` divides a host without GPUs: small models gain little from more threads than this."""
 
+DEFAULT_CLASS: Final = "default"
+"""The class of tenants that everybody is of who is in no other."""
+
 Devices: TypeAlias = Literal["auto"] | tuple[str, ...]
 
 _DEVICE = re.compile(r"(cpu|cuda):(0|[1-9][0-9]{0,3})")
-_SECTIONS = ("daemon", "knobs", "models", "devices")
+_SECTIONS = ("daemon", "knobs", "models", "devices", "tenants")
 _DAEMON_KEYS: dict[str, tuple[Any, str]] = {
     "runtime_dir": (str, 'give a directory, such as "/run/tensord"'),
     "models": (str, 'give a directory, such as "/srv/models"'),
@@ -75,6 +80,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     knobs: dict[str, Setting]
     model_knobs: dict[str, dict[str, Setting]]
     device_knobs: dict[str, dict[str, Setting]]
+    tenant_knobs: dict[str, dict[str, Setting]] = {}
+    """By class of tenants."""
+    access: dict[str, Access] = {}
+    """By model; everybody may use the others."""
+    tenant_classes: tuple[TenantClass, ...] = ()
+    """A user is of the first that lists it, else of the class `default`."""
 
     @property
     def socket(self) -> Path:
@@ -89,7 +100,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def configured(self) -> dict[str, Setting]:
         """All knob values by address (`max_batch`, `digits.max_batch`, `cpu:0.spin_us`), as KnobStore takes them."""
-        targets = [*self.model_knobs.items(), *self.device_knobs.items()]
+        targets = [*self.model_knobs.items(), *self.device_knobs.items(), *self.tenant_knobs.items()]
         return self.knobs | {f"{target}.{name}": value for target, table in targets for name, value in table.items()}
 
 
@@ -114,14 +125,19 @@ def load_config(
         key: str(value) if isinstance(value, Path) else value for key, value in overrides.items() if value is not None
     }
     daemon |= _daemon_section("command line", Path.cwd(), given)
+    models, access = _access(origin, sections["models"])
+    tenants, classes = _tenant_classes(origin, sections["tenants"])
     config = Config(
         path=path,
         runtime_dir=daemon.get("runtime_dir") or _default_runtime_dir(origin, environ),
         models=daemon.get("models", base / "models"),
         devices=daemon.get("devices", "auto"),
         knobs=_knobs(origin, "knobs", sections["knobs"], None),
-        model_knobs=_targets(origin, "models", sections["models"], Scope.MODEL),
+        model_knobs=_targets(origin, "models", models, Scope.MODEL),
         device_knobs=_targets(origin, "devices", sections["devices"], Scope.DEVICE),
+        tenant_knobs=_targets(origin, "tenants", tenants, Scope.TENANT),
+        access=access,
+        tenant_classes=classes,
     )
     _check_socket_path("command line" if "runtime_dir" in given else origin, config)
     return config
@@ -130,7 +146,7 @@ def load_config(
 def check_models(config: Config, names: Iterable[str]) -> None:
     """Raise ConfigError when the file has a `[models.X]` for a model X that is not among `names`."""
     known = tuple(names)
-    for model in config.model_knobs:
+    for model in dict.fromkeys([*config.model_knobs, *config.access]):
         if model not in known:
             remedy = f"the repository {config.models} has no such model; {suggestion(model, known)}"
             raise ConfigError(_origin(config), f"models.{model}", None, remedy)
@@ -250,6 +266,52 @@ def _targets(origin: str | None, section: str, table: Mapping[str, object], scop
             raise ConfigError(origin, key, None, remedy)
         targets[target] = _knobs(origin, key, _table(origin, key, knobs), scope)
     return targets
+
+
+def _access(origin: str | None, table: Mapping[str, object]) -> tuple[dict[str, object], dict[str, Access]]:
+    """The tables `[models.NAME]` without the lists of who may use the model, and those."""
+    rest: dict[str, object] = {}
+    access = {}
+    for model, value in table.items():
+        key = f"models.{model}"
+        knobs = dict(_table(origin, key, value))
+        lists = {name: _users(origin, f"{key}.{name}", knobs.pop(name)) for name in ("allow", "deny") if name in knobs}
+        rest[model] = knobs
+        if lists:
+            access[model] = Access(**lists)
+    return rest, access
+
+
+def _tenant_classes(
+    origin: str | None, table: Mapping[str, object]
+) -> tuple[dict[str, object], tuple[TenantClass, ...]]:
+    """The tables `[tenants.NAME]` without the lists of their users, and the classes in the file's order."""
+    rest: dict[str, object] = {}
+    classes = []
+    for name, value in table.items():
+        key = f"tenants.{name}"
+        knobs = dict(_table(origin, key, value))
+        if name == DEFAULT_CLASS and "users" in knobs:
+            raise ConfigError(origin, f"{key}.users", knobs["users"], "this class is everybody who is in no other")
+        if name != DEFAULT_CLASS:
+            classes.append(TenantClass(name, _users(origin, f"{key}.users", knobs.pop("users", []))))
+        rest[name] = knobs
+    return rest, tuple(classes)
+
+
+def _users(origin: str | None, key: str, value: object) -> Users:
+    try:
+        texts = msgspec.convert(value, list[str])
+    except msgspec.ValidationError:
+        raise ConfigError(origin, key, value, f"give a list; in it, {FORM}") from None
+    if not texts:
+        raise ConfigError(origin, key, value, f"lists nobody: {FORM}")
+    for text in texts:
+        try:
+            parse_users([text])
+        except UnknownUser as error:
+            raise ConfigError(origin, key, text, str(error)) from None
+    return parse_users(texts)
 
 
 def _knobs(origin: str | None, section: str, table: Mapping[str, Any], scope: Scope | None) -> dict[str, Setting]:

@@ -116,7 +116,7 @@ class Knob:
         parsed: Setting | None
         match self.kind:
             case Kind.SWITCH:
-                parsed = SWITCH_WORDS.get(str(value).lower())
+                parsed = SWITCH_WORDS.get(str(value).lower()) if isinstance(value, str | bool) else None
             case Kind.CHOICE:
                 parsed = value if value in self.choices else None
             case Kind.SIZES:
@@ -184,7 +184,12 @@ class Knob:
 
     def _parse_sizes(self, value: object) -> str | None:
         """Text of ascending whole numbers with commas between them; a TOML array says the same."""
-        parts = value if isinstance(value, list) else str(value).split(",") if value != "" else []
+        if isinstance(value, str):
+            parts: list[object] = list(value.split(",")) if value else []
+        elif isinstance(value, list):
+            parts = value
+        else:
+            parts = [value]
         sizes = [self._parse_size(part) for part in parts]
         ascending = all(0 < first < second for first, second in pairwise([0.5, *sizes]))
         return ",".join(map(str, sizes)) if ascending and len(sizes) <= SIZES_MAX else None

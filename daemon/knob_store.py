@@ -1,6 +1,6 @@
 """The values of all knobs, their changes at run time, and who has heard of them.
 
-Which value holds for a model or device: what is said of that target beats what is said of all, and
+Which value holds for a model, device or class of tenants: what is said of that target beats what is said of all, and
 within each, run time beats the configuration, which beats the model's manifest. From strongest to weakest:
 
     run time     digits.max_batch=64          Source.ADMIN
@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from .knob import Context, KnobError, Scope, Setting
-from .knobs import KNOBS, find, in_scope
+from .knobs import KNOBS, contradiction, find, in_scope
 
 HISTORY_MAX: Final = 1000
 """Transactions remembered, some hundred bytes each; the oldest is forgotten, and can no longer be undone."""
@@ -89,10 +89,13 @@ class StaleEpoch(Exception):
 class KnobStore:
     """All values of one instance. Pure: the caller brings the clock and carries new epochs to the processes."""
 
-    def __init__(self, configured: Mapping[str, Setting], devices: Iterable[str]) -> None:
-        """`configured` maps addresses to parsed values (`Config.configured`); `devices` are all of this instance."""
+    def __init__(
+        self, configured: Mapping[str, Setting], devices: Iterable[str], tenant_classes: Iterable[str] = ()
+    ) -> None:
+        """`configured` maps addresses to parsed values (`Config.configured`); the others are all of this instance."""
         self._configured = dict(configured)
         self._devices = tuple(devices)
+        self._tenant_classes = tuple(tenant_classes)
         self._manifests: dict[str, dict[str, Setting]] = {}
         self._overrides: dict[str, Setting] = {}
         self._in_force: dict[str, Setting] = {}  # address to value, of RESTART knobs in running processes
@@ -114,11 +117,19 @@ class KnobStore:
     def add_model(self, model: str, manifest: Mapping[str, Setting]) -> None:
         """Make `model` a target, with the values its manifest asks for; a reload replaces those.
 
-        Raises KnobError, changing nothing, when one of them is not a model knob or not allowed.
+        Raises KnobError, changing nothing, when one of them is not a model knob or not allowed, or when the values
+        that would hold for the model contradict each other.
         """
-        self._manifests[model] = {
-            name: parse_at(f"{model}.{name}", value, scope=Scope.MODEL) for name, value in manifest.items()
-        }
+        values = {name: parse_at(f"{model}.{name}", value, scope=Scope.MODEL) for name, value in manifest.items()}
+        before = self._manifests.get(model)
+        self._manifests[model] = values
+        try:
+            self._check_agreement(model, self._overrides)
+        except KnobError:
+            del self._manifests[model]
+            if before is not None:
+                self._manifests[model] = before
+            raise
 
     def remove_model(self, model: str) -> None:
         """Forget the manifest of `model`. What file and run time say of it holds again if it comes back."""
@@ -148,6 +159,10 @@ class KnobStore:
         """All device knobs as they hold for `device`, in their own units."""
         return {name: self.effective(name, device).value for name in in_scope(Scope.DEVICE)}
 
+    def tenant_values(self, name: str) -> dict[str, Any]:
+        """All tenant knobs as they hold for this class, in their own units."""
+        return {knob: self.effective(knob, name).value for knob in in_scope(Scope.TENANT)}
+
     def global_values(self) -> dict[str, Any]:
         """All global knobs, in their own units."""
         return {name: self.effective(name).value for name in in_scope(Scope.GLOBAL)}
@@ -175,6 +190,9 @@ class KnobStore:
                 after.pop(address, None)
             else:
                 after[address] = parse_at(address, value)
+        if any(KNOBS[_split(address)[0]].scope is Scope.MODEL for address in settings):
+            for model in (None, *self._manifests):
+                self._check_agreement(model, after)
         return tuple(self._change(address, after) for address in settings)
 
     def apply(
@@ -210,6 +228,14 @@ class KnobStore:
             if self._overrides.get(change.address) != change.override:
                 raise KnobError(change.address, None, f"it was set again after epoch {epoch}: undo that change first")
         return self.propose({change.address: change.override_before for change in undone.changes})
+
+    def _check_agreement(self, model: str | None, overrides: Mapping[str, Setting]) -> None:
+        """Raises KnobError when the knobs of `model`, or with None in general, contradict each other."""
+        values = {name: self._resolve(name, model, overrides).value for name in in_scope(Scope.MODEL)}
+        found = contradiction(values)
+        if found is not None:
+            name, remedy = found
+            raise KnobError(_address(name, model), KNOBS[name].format(values[name]), remedy)
 
     def _change(self, address: str, after: Mapping[str, Setting]) -> Change:
         name, target = _split(address)
@@ -248,7 +274,12 @@ class KnobStore:
         return None
 
     def _targets(self, scope: Scope) -> tuple[str, ...]:
-        return {Scope.MODEL: tuple(self._manifests), Scope.DEVICE: self._devices}.get(scope, ())
+        targets = {
+            Scope.MODEL: tuple(self._manifests),
+            Scope.DEVICE: self._devices,
+            Scope.TENANT: self._tenant_classes,
+        }
+        return targets.get(scope, ())
 
     def _check(self, name: str, target: str | None, value: Setting | None) -> None:
         """The knob exists, takes a target of this kind, and the target is there; or KnobError."""

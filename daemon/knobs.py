@@ -5,14 +5,27 @@
 """
 
 import sys
+from collections.abc import Mapping
 from textwrap import wrap
-from typing import Final
+from typing import Any, Final
 
 from tensord.ipc.limits import ARENA_BYTES_MAX, PAYLOAD_BYTES_MAX
 
 from .knob import Context, Kind, Knob, KnobError, Scope, Setting, suggestion
 
-__all__ = ["KNOBS", "Context", "Kind", "Knob", "KnobError", "Scope", "Setting", "find", "in_scope", "reference"]
+__all__ = [
+    "KNOBS",
+    "Context",
+    "Kind",
+    "Knob",
+    "KnobError",
+    "Scope",
+    "Setting",
+    "contradiction",
+    "find",
+    "in_scope",
+    "reference",
+]
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 
@@ -261,6 +274,19 @@ def in_scope(scope: Scope) -> dict[str, Knob]:
     return {name: knob for name, knob in KNOBS.items() if knob.scope is scope}
 
 
+def contradiction(values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A model knob that does not go with the others, and what to do; None: `values`, of all model knobs, agree."""
+    window_ms, timeout_ms = values["window_us"] / 1000, values["timeout_ms"]
+    if window_ms > timeout_ms:
+        return "window_us", f"longer than timeout_ms ({timeout_ms:g} ms): no request could wait for it; lower it"
+    if values["latency_target_ms"] > timeout_ms:
+        return "latency_target_ms", f"longer than timeout_ms ({timeout_ms:g} ms): nothing would be in time; lower it"
+    largest = int(values["preferred_batches"].rpartition(",")[2] or 0)
+    if largest > values["max_batch"]:
+        return "preferred_batches", f"{largest} is more than max_batch ({values['max_batch']}): raise that, or lower it"
+    return None
+
+
 def reference() -> str:
     """The reference page, as Markdown."""
     sections = [_REFERENCE_HEAD]
@@ -288,7 +314,7 @@ def _entry(knob: Knob) -> str:
 
 def _commented(knob: Knob) -> str:
     facts = f"Default {knob.format(knob.default)}; allowed: {knob.range}; takes effect {_TAKES_EFFECT[knob.context]}."
-    quoted = knob.kind in (Kind.CHOICE, Kind.BYTES)
+    quoted = knob.kind in (Kind.CHOICE, Kind.BYTES, Kind.SIZES)
     setting = f'"{knob.format(knob.default)}"' if quoted else str(knob.default).lower()
     prose = "\n".join(f"# {line}" for text in (knob.help, knob.trades, facts) for line in wrap(text, 116))
     return f"{prose}\n#{knob.name} = {setting}\n"

@@ -15,6 +15,8 @@ import msgspec
 
 from tensord.ipc.tensors import Dimension, DType, TensorSpec
 
+from .users import Access, TenantClass
+
 FDS_MAX: Final = 8
 PACKET_BYTES_MAX: Final = 320 * 1024
 """A model whose specification fills a client's frame (META_BYTES_MAX) fits. The default socket buffer of 208 KiB is
@@ -64,17 +66,19 @@ class ModelServed(Message, frozen=True, tag=True, array_like=True):
     """Free dimensions of the inputs whose size is padded to the next of these; the others are not padded."""
     counts: dict[str, int] = {}
     """Dimensions that come from the data: index of the output that counts the real entries of each row."""
+    access: Access = Access()
 
 
 class KnobValues(Message, frozen=True, tag=True, array_like=True):
     """All values in force at this epoch. Answered with KnobsApplied.
 
-    `general` has every knob; `models` and `devices` have, per name, those that differ from it."""
+    `general` has every knob; `models`, `devices` and `tenants` have, per name, those that differ from it."""
 
     epoch: int
     general: dict[str, int | float | str | bool]
     models: dict[str, dict[str, int | float | str | bool]]
     devices: dict[str, dict[str, int | float | str | bool]]
+    tenants: dict[str, dict[str, int | float | str | bool]]
 
 
 class KnobsApplied(Message, frozen=True, tag=True, array_like=True):
@@ -93,6 +97,7 @@ class FrontendSetup(Message, frozen=True, tag=True, array_like=True):
     instance: int
     ingest_bytes: int
     statistics_bytes: int
+    tenant_classes: tuple[TenantClass, ...] = ()
 
 
 class Listen(Message, frozen=True, tag=True, array_like=True):

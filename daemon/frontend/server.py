@@ -100,7 +100,7 @@ class FrontEnd:
         self._next_ticket = 1
         self._dispatch_wanted = False
         self._timer = Timer()
-        self._knobs = m.KnobValues(0, {}, {}, {})
+        self._knobs = m.KnobValues(0, {}, {}, {}, {})
         self._log = get_logger()
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────

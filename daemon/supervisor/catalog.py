@@ -1,12 +1,15 @@
 """The models that this instance serves: an index for each version, and who is `stable`. Pure."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from .. import messages as m
 from ..exits import Exit
 from ..models.manifest import Manifest
 from ..models.repository import Repository
+from ..users import Access
 from .failures import InstanceFailure
 
 MODELS_SPARE: Final = 8
@@ -16,7 +19,7 @@ MODELS_SPARE: Final = 8
 class Catalog:
     """Model versions by index. Indices are never reused while the instance lives."""
 
-    def __init__(self, root: Path, repository: Repository) -> None:
+    def __init__(self, root: Path, repository: Repository, access: Mapping[str, Access] = MappingProxyType({})) -> None:
         """Raises InstanceFailure for a repository with a broken version, or with none at all."""
         if repository.broken:
             raise InstanceFailure(Exit.MODELS, str(repository.broken[0]))
@@ -24,6 +27,7 @@ class Catalog:
             sentence = f"{root} holds no model: put one into {root}/NAME/1, or set [daemon] models"
             raise InstanceFailure(Exit.MODELS, sentence)
         self.root = root
+        self._access = access
         self._manifests = dict(enumerate(repository.manifests))
         self._stable = {manifest.name: manifest.version for manifest in repository.manifests}
 
@@ -58,6 +62,7 @@ class Catalog:
                 manifest.idempotent,
                 manifest.shapes.buckets,
                 manifest.shapes.counts,
+                self._access.get(manifest.name, Access()),
             )
             for index, manifest in self._manifests.items()
         ]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from .. import control
 from .. import messages as m
+from ..config import DEFAULT_CLASS
 from ..knob import Scope, Setting
 from ..knob_store import KnobStore, Transaction
 from ..knobs import KNOBS, find, in_scope
@@ -11,13 +12,20 @@ from .catalog import Catalog
 
 
 class Knobs:
-    """All settings of an instance, with the models and devices that they can be set for."""
+    """All settings of an instance, with the models, devices and classes of tenants that they can be set for."""
 
-    def __init__(self, configured: Mapping[str, Setting], devices: Iterable[str], catalog: Catalog) -> None:
+    def __init__(
+        self,
+        configured: Mapping[str, Setting],
+        devices: Iterable[str],
+        catalog: Catalog,
+        tenant_classes: Iterable[str] = (),
+    ) -> None:
         """Raises KnobError for a manifest that sets a knob to a value that is not allowed."""
         self._devices = tuple(devices)
         self._models = tuple(catalog.names)
-        self.store = KnobStore(configured, self._devices)
+        self._tenant_classes = (*tenant_classes, DEFAULT_CLASS)
+        self.store = KnobStore(configured, self._devices, self._tenant_classes)
         for manifest in catalog.manifests().values():
             self.store.add_model(manifest.name, manifest.knobs)
 
@@ -39,7 +47,8 @@ class Knobs:
         general = {name: self.general(name) for name in KNOBS}
         models = {model: _differing(self.store.model_values(model), general) for model in self._models}
         devices = {device: _differing(self.store.device_values(device), general) for device in self._devices}
-        return m.KnobValues(self.epoch, general, models, devices)
+        tenants = {name: _differing(self.store.tenant_values(name), general) for name in self._tenant_classes}
+        return m.KnobValues(self.epoch, general, models, devices, tenants)
 
     def set(self, request: control.Set, who: str, now_s: float) -> Transaction:
         """Validate all settings and apply them. Raises KnobError or StaleEpoch, changing nothing."""
@@ -55,7 +64,7 @@ class Knobs:
         return control.Applied(transaction.epoch, changes, converging)
 
     def values(self, addresses: list[str]) -> control.Values:
-        """Knobs as an operator reads them; for no address, all, with what differs per model and device.
+        """Knobs as an operator reads them; for no address, all, with what differs per target.
 
         Raises KnobError.
         """
@@ -63,7 +72,8 @@ class Knobs:
 
     def _all(self) -> list[str]:
         own = []
-        for scope, targets in ((Scope.MODEL, self._models), (Scope.DEVICE, self._devices)):
+        targets_of = {Scope.MODEL: self._models, Scope.DEVICE: self._devices, Scope.TENANT: self._tenant_classes}
+        for scope, targets in targets_of.items():
             for target in targets:
                 for name in in_scope(scope):
                     if self.store.effective(name, target).value != self.general(name):

@@ -19,10 +19,10 @@ def prepare(config: Config) -> Supervisor:
     gpus = discover() if wants_gpu else []
     cores = sorted(os.sched_getaffinity(0))
     devices = check_devices(config, cores, len(gpus))
-    catalog = Catalog(config.models, scan(config.models))
+    catalog = Catalog(config.models, scan(config.models), config.access)
     check_models(config, catalog.names)
     try:
-        knobs = Knobs(config.configured, devices, catalog)
+        knobs = Knobs(config.configured, devices, catalog, [each.name for each in config.tenant_classes])
     except KnobError as error:
         raise InstanceFailure(Exit.MODELS, f"{config.models}: a model's [knobs]: {error}") from error
     return Supervisor(config, catalog, knobs, _plan(config, devices, cores, gpus))

@@ -234,7 +234,13 @@ class Supervisor:
         self.acknowledgements.join(FRONTEND, self.knobs.epoch)
         self.knobs.store.started(None)
         send = self.frontend.send
-        setup = m.FrontendSetup(self.frontend_generation, self.instance, self._ingest.nbytes, self.page.segment.nbytes)
+        setup = m.FrontendSetup(
+            self.frontend_generation,
+            self.instance,
+            self._ingest.nbytes,
+            self.page.segment.nbytes,
+            self.config.tenant_classes,
+        )
         send(setup, [self._listener.fileno(), self._ingest.fd, self.page.segment.fd])
         send(self.knobs.message())
         for served in self.catalog.served():

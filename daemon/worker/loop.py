@@ -100,7 +100,7 @@ class Worker:
         self._begun: deque[Begun] = deque()
         self._poller = select.poll()
         self._spin = Spin()
-        self._knobs = KnobValues(0, {}, {}, {})
+        self._knobs = KnobValues(0, {}, {}, {}, {})
         self._look_ns = 0
         """When the device is asked for its memory again."""
         self._noted: dict[str, str] = {}

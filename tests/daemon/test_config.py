@@ -20,6 +20,7 @@ from tensord.daemon.config import (
 )
 from tensord.daemon.exits import Exit
 from tensord.daemon.knobs import KNOBS, example
+from tensord.daemon.users import Access, TenantClass, Users
 from tensord.ipc.limits import SOCKET_PATH_BYTES_MAX
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -39,6 +40,59 @@ def refusal(tmp_path: Path, text: str | bytes, overrides: dict[str, object] | No
     sentence = str(caught.value)
     assert len(sentence.splitlines()) == 1
     return sentence.replace(f"{tmp_path}/", "")
+
+
+# ── who may, and who is of which class ──────────────────────────────────────────────────────────
+
+
+def test_users_of_models_and_classes_are_read_in_the_files_order(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """
+        [models.digits]
+        allow = ["uid:7", "gid:8", "user:root", "group:root"]
+        max_batch = 16
+        [models.minilm]
+        deny = ["uid:9"]
+        [tenants.nightly]
+        users = ["uid:1"]
+        tenant_weight = 0.5
+        [tenants.web]
+        users = ["gid:2"]
+        [tenants.default]
+        tenant_rows_max = 10
+        """,
+    )
+    assert config.access == {"digits": Access(Users((7, 0), (8, 0))), "minilm": Access(None, Users((9,)))}
+    assert config.tenant_classes == (TenantClass("nightly", Users((1,))), TenantClass("web", Users((), (2,))))
+    assert config.model_knobs["digits"] == {"max_batch": 16}
+    assert config.tenant_knobs == {"nightly": {"tenant_weight": 0.5}, "web": {}, "default": {"tenant_rows_max": 10}}
+    assert config.configured["nightly.tenant_weight"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[models.m]\nallow = []", "t.toml: models.m.allow = []: lists nobody: give"),
+        ('[models.m]\nallow = "uid:1"', "t.toml: models.m.allow = 'uid:1': give a list; in it, give"),
+        ('[models.m]\ndeny = ["uid:x"]', "t.toml: models.m.deny = 'uid:x': uid takes a number from 0 to 4294967294"),
+        (
+            '[models.m]\ndeny = ["user:no-such-user"]',
+            "t.toml: models.m.deny = 'user:no-such-user': this host has no such",
+        ),
+        ('[models.m]\ndeny = ["root"]', "t.toml: models.m.deny = 'root': give"),
+        ("[tenants.t]", "t.toml: tenants.t.users = []: lists nobody: give"),
+        ('[tenants.default]\nusers = ["uid:1"]', "t.toml: tenants.default.users = ['uid:1']: this class is everybody"),
+        ('[tenants.t]\nusers = ["uid:1"]\nweight = 2', "t.toml: tenants.t.weight = 2: this is a model knob"),
+    ],
+)
+def test_users_that_make_no_sense_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    assert refusal(tmp_path, text).startswith(sentence)
+
+
+def test_lists_of_a_model_that_the_repository_lacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such model"):
+        check_models(load(tmp_path, '[models.digit]\nallow = ["uid:1"]'), ["digits"])
 
 
 # ── what a file says ────────────────────────────────────────────────────────────────────────────
@@ -290,11 +344,14 @@ def test_production_file_shows_every_knob_as_it_is_declared() -> None:
 
 def test_production_file_uncommented_is_valid_and_says_the_defaults(tmp_path: Path) -> None:
     text = re.sub(r"^#(?=[a-z\[])", "", (CONFIGS / "production.toml").read_text(), flags=re.MULTILINE)
-    assert set(tomllib.loads(text)) == {"daemon", "knobs", "models", "devices"}
+    assert set(tomllib.loads(text)) == {"daemon", "knobs", "models", "devices", "tenants"}
     config = load(tmp_path, text)
     assert config.knobs == {name: knob.default for name, knob in KNOBS.items()}
-    assert config.model_knobs == {"digits": {"max_batch": 64, "weight": 2.0}}
+    assert config.model_knobs == {"digits": {"max_batch": 64, "weight": 2.0}, "minilm": {}}
     assert config.device_knobs == {"cpu:0": {"spin_us": 0}}
+    assert config.access == {"minilm": Access(Users((1000,), (44,)), Users((65534,)))}
+    assert config.tenant_classes == (TenantClass("nightly", Users((1001,))),)
+    assert set(config.tenant_knobs) == {"nightly", "default"}
 
 
 def test_exit_codes_are_the_documented_ones() -> None:

@@ -17,8 +17,8 @@ DEVICES = ("cpu:0", "cpu:1")
 
 
 def store(**configured: Setting) -> KnobStore:
-    """Two models, `digits` and `resnet.v2`, on two devices; keyword `digits__max_batch` is `digits.max_batch`."""
-    knobs = KnobStore({key.replace("__", "."): value for key, value in configured.items()}, DEVICES)
+    """Models `digits` and `resnet.v2`, two devices, a class of tenants; keyword `digits__max_batch`: digits.max_batch."""
+    knobs = KnobStore({key.replace("__", "."): value for key, value in configured.items()}, DEVICES, ("batch",))
     knobs.add_model("digits", {})
     knobs.add_model("resnet.v2", {})
     return knobs
@@ -81,8 +81,54 @@ def test_values_of_a_scope_are_complete_and_typed() -> None:
     assert knobs.model_values("resnet.v2") == knobs.model_values("digits") | {"max_batch": 8, "window_us": 2_000}
     assert knobs.global_values()["pipeline_depth"] == 4
     assert [knobs.device_values(device)["spin_us"] for device in DEVICES] == [300, 0]
-    scopes = [knobs.model_values("digits"), knobs.global_values(), knobs.device_values("cpu:0")]
+    scopes = [
+        knobs.model_values("digits"),
+        knobs.global_values(),
+        knobs.device_values("cpu:0"),
+        knobs.tenant_values("batch"),
+    ]
     assert sorted(name for scope in scopes for name in scope) == sorted(KNOBS)
+
+
+def test_a_class_of_tenants_is_a_target() -> None:
+    knobs = store()
+    put(knobs, {"tenant_weight": 2, "batch.tenant_weight": "0.5"})
+    assert (knobs.effective("tenant_weight").value, knobs.tenant_values("batch")["tenant_weight"]) == (2.0, 0.5)
+    assert refusal(knobs, {"digits.tenant_weight": 1}).endswith("no tenant 'digits' here; known: batch")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"digits.window_us": "3ms", "digits.timeout_ms": 2},
+            "digits.window_us = '3ms': longer than timeout_ms (2 ms)",
+        ),
+        ({"window_us": "10s", "timeout_ms": "5s"}, "window_us = '10s': longer than timeout_ms (5000 ms)"),
+        ({"digits.latency_target_ms": "31s"}, "digits.latency_target_ms = '31s': longer than timeout_ms (30000 ms)"),
+        ({"digits.preferred_batches": "8,64"}, "digits.preferred_batches = '8,64': 64 is more than max_batch (32)"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_and_change_nothing(
+    settings: dict[str, Setting | None], sentence: str
+) -> None:
+    knobs = store()
+    before = knobs.model_values("digits")
+    assert refusal(knobs, settings).startswith(sentence)
+    assert (knobs.model_values("digits"), knobs.epoch) == (before, 0)
+
+
+def test_a_general_change_may_not_contradict_what_a_model_has_of_its_own() -> None:
+    knobs = store(digits__preferred_batches="8,32")
+    assert refusal(knobs, {"max_batch": 16}).startswith("digits.preferred_batches = '8,32': 32 is more than max_batch")
+
+
+def test_a_manifest_that_contradicts_the_file_is_refused_and_the_old_one_holds() -> None:
+    knobs = store(max_batch=16)
+    knobs.add_model("digits", {"preferred_batches": "8,16"})
+    with pytest.raises(KnobError, match="32 is more than max_batch"):
+        knobs.add_model("digits", {"preferred_batches": "8,32"})
+    assert knobs.model_values("digits")["preferred_batches"] == "8,16"
 
 
 def test_manifest_values_are_parsed_and_refused_whole() -> None:
@@ -203,7 +249,7 @@ def test_history_is_bounded_and_forgets_the_oldest() -> None:
         ),
         (
             "digits.order",
-            "digits.order = 1: give fcfs",
+            "digits.order = 1: give one of fcfs, sjf, hrrn, mlfq, edf",
         ),
     ],
 )

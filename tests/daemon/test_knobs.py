@@ -11,7 +11,7 @@ from tensord.daemon.knobs import KNOBS, Context, Kind, Knob, KnobError, Scope, S
 
 ROOT = Path(__file__).parents[2]
 EVERY_KNOB = pytest.mark.parametrize("knob", KNOBS.values(), ids=KNOBS.keys())
-NUMERIC = [knob for knob in KNOBS.values() if knob.kind is not Kind.CHOICE]
+NUMERIC = [knob for knob in KNOBS.values() if knob.kind not in (Kind.CHOICE, Kind.SWITCH, Kind.SIZES)]
 QUANTITIES = st.from_regex(r"-?[0-9]{1,6}(\.[0-9]{1,3})? ?(ns|us|ms|s|m|h|B|kB|KiB|MiB|GB|x)?", fullmatch=True)
 SWITCH = Knob(name="verbose", kind=Kind.SWITCH, default=False, scope=Scope.GLOBAL, help="Says more.", trades="Noise.")
 
@@ -97,6 +97,11 @@ def test_any_text_is_parsed_or_refused_in_one_line(text: str, knob: Knob) -> Non
         ("weight", "0.01", 0.01),
         ("weight", 2, 2.0),
         ("log_level", "debug", "debug"),
+        ("preferred_batches", "", ""),
+        ("preferred_batches", " 8, 16,32 ", "8,16,32"),
+        ("preferred_batches", [8, 16], "8,16"),
+        ("preferred_batches", [], ""),
+        ("preferred_batches", 8, "8"),
     ],
 )
 def test_text_and_numbers_become_the_knobs_own_unit(name: str, text: Setting, value: Setting) -> None:
@@ -120,6 +125,8 @@ def test_text_and_numbers_become_the_knobs_own_unit(name: str, text: Setting, va
         ("weight", 1.0, "1"),
         ("weight", 0.25, "0.25"),
         ("order", "fcfs", "fcfs"),
+        ("preferred_batches", "8,16", "8,16"),
+        ("deadline_check", True, "on"),
     ],
 )
 def test_format_is_the_shortest_exact_text(name: str, value: Setting, text: str) -> None:
@@ -137,7 +144,7 @@ def test_format_is_the_shortest_exact_text(name: str, value: Setting, text: str)
         ("weight", float("nan"), "weight = nan: give a number, 0.01 to 100"),
         ("weight", float("inf"), "weight = inf: give a number, 0.01 to 100"),
         ("log_level", "loud", "log_level = 'loud': give one of debug, info, warning, error"),
-        ("order", "lifo", "order = 'lifo': give fcfs"),
+        ("order", "lifo", "order = 'lifo': give one of fcfs, sjf, hrrn, mlfq, edf"),
         (
             "timeout_ms",
             "500us",
@@ -153,6 +160,12 @@ def test_format_is_the_shortest_exact_text(name: str, value: Setting, text: str)
             "5m",
             "ingest_bytes = '5m': give a size, 1MiB to 64GiB (such as \"64MiB\", or a bare number of bytes)",
         ),
+        (
+            "preferred_batches",
+            "16,8",
+            "preferred_batches = '16,8': give up to 32 whole numbers in ascending order, each 1 to 65536 rows (such as "
+            '"8,16,32"), or ""',
+        ),
         ("max_bach", 3, "max_bach = 3: no such knob; did you mean max_batch?"),
     ],
 )
@@ -163,12 +176,18 @@ def test_error_names_the_knob_the_value_and_the_remedy(name: str, value: Setting
 @pytest.mark.parametrize(
     "value", ["9" * 5000, 10**5000, "1" + "0" * 400, "x" * 5000], ids=["digits", "int", "big", "x"]
 )
-@pytest.mark.parametrize("name", ["max_batch", "weight", "window_us", "log_level"])
+@pytest.mark.parametrize("name", ["max_batch", "weight", "window_us", "log_level", "preferred_batches", "cache_shared"])
 def test_absurd_values_are_refused_briefly(name: str, value: Setting) -> None:
     assert len(sentence_of(name, value)) < 300
 
 
-@pytest.mark.parametrize("value", [[], {}, None])
+@pytest.mark.parametrize("value", ["8,8", "0,8", "8,", ",", "8;16", "8,16.5", [8, "x"], [True], 1.5, "8,70000", [[8]]])
+def test_sizes_out_of_order_or_range_are_refused(value: Setting) -> None:
+    with pytest.raises(KnobError, match="ascending"):
+        KNOBS["preferred_batches"].parse(value)
+
+
+@pytest.mark.parametrize("value", [["a"], {}, None])
 def test_values_that_no_knob_has_are_refused(value: Setting) -> None:
     for knob in (*KNOBS.values(), SWITCH):
         with pytest.raises(KnobError):
@@ -194,7 +213,7 @@ def test_find_within_a_scope_says_where_the_knob_belongs() -> None:
         KnobError, match=r"^spin_us = 3: this is a device knob, not a model knob: set it in \[knobs\] or"
     ):
         find("spin_us", 3, scope=Scope.MODEL)
-    with pytest.raises(KnobError, match=r"^zz = 3: no such knob; known: spin_us, threads$"):
+    with pytest.raises(KnobError, match=r"^zz = 3: no such knob; known: device_weight, spin_us, threads$"):
         find("zz", 3, scope=Scope.DEVICE)
 
 

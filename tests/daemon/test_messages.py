@@ -39,7 +39,7 @@ EXAMPLES: list[m.AnyMessage] = [
         buckets={"tokens": (16, 256)},
         counts={"found": 0},
     ),
-    m.KnobValues(4, {"a": 1, "b": 0.5, "c": True, "d": "on"}, {"digits": {"a": 2}}, {"cpu:0": {}}),
+    m.KnobValues(4, {"a": 1, "b": 0.5, "c": True, "d": "on"}, {"digits": {"a": 2}}, {"cpu:0": {}}, {"batch": {"a": 3}}),
     m.KnobsApplied(4),
     m.FrontendSetup(2, 2**63 - 1, 2**28, 65_536),
     m.Listen(),

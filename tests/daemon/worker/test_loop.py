@@ -867,7 +867,7 @@ def test_knobs_are_applied_and_acknowledged(cpu_play: Play) -> None:
     others: dict[str, dict[str, Setting]] = {"cpu:1": {"spin_us": 1}}
     own: dict[str, dict[str, Setting]] = {"cpu:0": {"spin_us": 7}}
     for epoch, devices, spin_us in ((5, others, general["spin_us"]), (6, others | own, 7)):
-        cpu_play.supervisor.send(m.KnobValues(epoch, general, {}, devices))
+        cpu_play.supervisor.send(m.KnobValues(epoch, general, {}, devices, {}))
         assert cpu_play.expect(m.KnobsApplied) == m.KnobsApplied(epoch)
         assert cpu_play.block.words[Word.EPOCH] == epoch
         assert cpu_play.worker._spin.duration_ns == int(spin_us) * 1000
@@ -909,7 +909,7 @@ def test_an_idle_worker_beats(cpu_play: Play, monkeypatch: pytest.MonkeyPatch) -
 def test_a_spinning_worker_answers_too(open_play: Open) -> None:
     play = open_play(CpuDevice("cpu:0"), spin=True)
     general = {name: knob.default for name, knob in KNOBS.items()} | {"spin_us": 1000}
-    play.supervisor.send(m.KnobValues(1, general, {}, {}))
+    play.supervisor.send(m.KnobValues(1, general, {}, {}, {}))
     play.expect(m.KnobsApplied)
     for _ in range(20):
         play.run((0, 10))

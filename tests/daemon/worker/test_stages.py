@@ -335,7 +335,7 @@ def test_rows_are_rounded_up_to_the_largest_batch_at_most(open_play: Open) -> No
     play = open_play(graphs=True)
     captured = play.gpu.captures
     for epoch, (own, rows) in enumerate([({}, 5), ({}, 8), ({"max_batch": 6}, 5), ({"max_batch": 6}, 6)], 1):
-        play.supervisor.send(m.KnobValues(epoch, {"max_batch": 8, "spin_us": 0}, {"changing": dict(own)}, {}))
+        play.supervisor.send(m.KnobValues(epoch, {"max_batch": 8, "spin_us": 0}, {"changing": dict(own)}, {}, {}))
         play.expect(m.KnobsApplied)
         play.send(1, [(0, rows, 0)], [(0, rows, 20 * ROW)], CHANGING)
         play.port.ring()
