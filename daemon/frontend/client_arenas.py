@@ -23,6 +23,7 @@ from tensord.ipc.wire import FrameType, decode_arena, encode_arena
 from .forms import FORMS_MAX, Form
 from .models import Model
 from .requests import InferRequest
+from .users import User
 
 SEND_AGAIN_S: Final = 0.002
 """Between two looks whether the socket has room for a frame with a descriptor."""
@@ -34,6 +35,8 @@ class ClientArena:
 
     arena: int
     nbytes: int
+    user: User
+    """Whose quota it counts for."""
     ranges: RangeSet = field(default_factory=RangeSet)
     """Ranges of requests in flight."""
     uses: int = 0
@@ -46,6 +49,7 @@ class Owner(Protocol):
 
     closed: bool
     transport: asyncio.Transport
+    user: User
 
     def send(self, data: bytes) -> None: ...
     def send_error(self, request_id: int, error: TensordError) -> None: ...
@@ -89,7 +93,7 @@ class ClientArenas:
 
     def made(self, request_id: int, number: int, nbytes: int, fd: int) -> None:
         """Pass an arena on to the client. Takes `fd` over."""
-        arena = ClientArena(number, nbytes)
+        arena = ClientArena(number, nbytes, self._owner.user)
         if self._owner.closed:
             self._let_go(arena)
             os.close(fd)

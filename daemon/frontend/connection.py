@@ -7,11 +7,11 @@ many bytes in flight, and closed when half a frame or an unread reply stands sti
 
 import asyncio
 import socket
-import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import count
 from typing import Final, Protocol, cast
 
 from tensord.ipc.errors import (
@@ -21,6 +21,7 @@ from tensord.ipc.errors import (
     DuplicateRequestId,
     IngestFull,
     InternalError,
+    NotPermitted,
     PayloadTooLarge,
     ShuttingDown,
     TensordError,
@@ -38,6 +39,7 @@ from tensord.ipc.limits import (
 )
 from tensord.ipc.wire import (
     INFER,
+    LATEST_NEEDS_SESSION,
     TRACE_BYTES,
     Flags,
     FrameReader,
@@ -56,10 +58,13 @@ from .forms import Form
 from .ingest import RAGGED_SLAB, Ingest, Lease
 from .models import Model, Models
 from .requests import InferRequest
+from .users import Credentials, User, Users
 
-UCRED: Final = struct.Struct("iII")
+_flows = count(1)
+"""Each connection is a flow of its own, for as long as its requests are in no session."""
 
 TRACE: Final = int(Flags.TRACE)
+LATEST: Final = int(Flags.LATEST)
 INFER_FRAME: Final = int(FrameType.INFER)
 """Plain integers: an enumeration's member costs a look-up and a slower comparison for every frame."""
 
@@ -103,6 +108,7 @@ class Host(Protocol):
     ingest_view: memoryview
     limits: Limits
     models: Models
+    users: Users
     scratch: memoryview
     draining: bool
     arriving_bytes: int
@@ -112,6 +118,7 @@ class Host(Protocol):
 
     def connection_opened(self, connection: "Connection") -> TensordError | None: ...
     def connection_closed(self, connection: "Connection") -> None: ...
+    def count_refused(self, model: Model) -> None: ...
     def submit(self, request: InferRequest) -> None: ...
     def cancel(self, request: InferRequest) -> None: ...
     def want_arena(self, connection: "Connection", request_id: int, nbytes: int) -> None: ...
@@ -136,6 +143,8 @@ class Connection(asyncio.BufferedProtocol):
         "_unread_bytes",
         "arenas",
         "closed",
+        "credentials",
+        "flow",
         "greeted",
         "host",
         "in_flight",
@@ -144,15 +153,17 @@ class Connection(asyncio.BufferedProtocol):
         "reader",
         "tenant",
         "transport",
-        "uid",
+        "user",
     )
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.transport: asyncio.Transport
         self.reader = FrameReader(self, host.scratch, REQUEST_META_BYTES_MAX)
-        self.uid = -1
+        self.credentials: Credentials
+        self.user: User
         self.tenant = ""
+        """The user, and the name that the client gave."""
         self.greeted = False
         self.closed = False
         self._said_close = False
@@ -161,6 +172,7 @@ class Connection(asyncio.BufferedProtocol):
         """It has ended its half of the stream: no EOF will tell us again."""
         self._ended_writing = False
         self._unread_bytes = 0
+        self.flow = next(_flows)
         self.in_flight: dict[int, InferRequest] = {}
         self.in_flight_bytes = 0
         self.arenas = ClientArenas(self, host.return_arena)
@@ -180,8 +192,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         sock = transport.get_extra_info("socket")
-        _, self.uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-        self.tenant = str(self.uid)
+        self.credentials = Credentials.of(sock)
+        self.user = self.host.users.of(self.credentials)
+        self.tenant = self.user.name
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES)
         self.host.watched.add(self)
@@ -376,7 +389,7 @@ class Connection(asyncio.BufferedProtocol):
                 self.send(frame(FrameType.PONG, request_id))
             case FrameType.LIST:
                 self._end_turn()
-                self.send(encode_models(request_id, self.host.models.entries()))
+                self.send(encode_models(request_id, self.host.models.entries(self.credentials)))
             case FrameType.CLOSE:
                 self._said_close = True
                 self._end_if_answered()
@@ -392,7 +405,7 @@ class Connection(asyncio.BufferedProtocol):
             self._close()
             return
         if hello.tenant:
-            self.tenant = f"{self.uid}/{hello.tenant}"
+            self.tenant = f"{self.user.name}/{hello.tenant}"
         limits = self.host.limits
         self.greeted = True
         welcome = Welcome(
@@ -404,6 +417,9 @@ class Connection(asyncio.BufferedProtocol):
         self._end_turn()  # the answer may be a thousand times as long as the question
         name = decode_open(meta)
         model = self.host.models.find(name)
+        if not model.access.permits(self.credentials.uid, self.credentials.gids):
+            self.host.count_refused(model)
+            raise NotPermitted(model.name, self.credentials.uid)
         handle = self._handle_of.setdefault(name, len(self._handle_of) + 1)
         self._handles[handle] = model
         self.send(encode_opened(request_id, handle, model.spec))
@@ -426,7 +442,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _attach(self, request_id: int, meta: memoryview) -> None:
         nbytes = self.arenas.want(meta, self.host.limits.arena_bytes_max, draining=self.host.draining)
-        self.host.want_arena(self, request_id, nbytes)
+        try:
+            self.host.want_arena(self, request_id, nbytes)
+        except TensordError:
+            self.arenas.wanted -= 1
+            raise
 
     def arena_answered(self) -> None:
         """An ATTACH has had its answer."""
@@ -452,11 +472,13 @@ class Connection(asyncio.BufferedProtocol):
             raise BadRequest("priority", str(priority), "use 0 (high), 1 (normal) or 2 (low)")
         if deadline_ns < 0:
             raise BadRequest("deadline_ns", str(deadline_ns), "use CLOCK_MONOTONIC in nanoseconds, or 0")
+        if flags & LATEST and not session:
+            raise BadRequest("session", "0", LATEST_NEEDS_SESSION)
         headers = meta[INFER.size + TRACE_BYTES :] if flags & TRACE else meta[INFER.size :]
         form, result_headers = self.arenas.form(model, inputs, outputs, headers)
         self._check_limits(model, form, payload_bytes)
         deadline = deadline_ns or now + model.timeout_ns
-        request = InferRequest(self, request_id, model, form, priority, session, deadline, now)
+        request = InferRequest(self, request_id, model, form, priority, session, deadline, now, bool(flags & LATEST))
         request.result_headers = result_headers
         if payload_bytes > self.reader.in_hand:
             self._check_arriving(payload_bytes)

@@ -91,6 +91,8 @@ class Form:
     output_places: tuple[Place, ...]
     places: tuple[Place, ...]
     """All ranges of arenas that the request uses: inputs first."""
+    nbytes: int
+    """Of all its tensors, inline and in arenas."""
 
 
 class FormCache:
@@ -159,6 +161,7 @@ def check(
         input_places,
         output_places,
         input_places + output_places,
+        sum(inline_bytes) + sum(place.nbytes for place in input_places + output_places),
     )
 
 

@@ -9,6 +9,7 @@ from tensord.ipc.wire import Lane, ModelEntry, TensorHeader
 
 from ..messages import ModelServed
 from .forms import Form, FormCache
+from .users import Credentials
 
 KNOWN_MODELS_SHOWN: Final = 20
 
@@ -21,6 +22,7 @@ class Model:
 
     __slots__ = (
         "_inline_headers",
+        "access",
         "buckets",
         "counts",
         "data_dimensions",
@@ -54,6 +56,7 @@ class Model:
         self.buckets: Mapping[str, tuple[int, ...]] = served.buckets
         self.counts = served.counts
         self.idempotent = served.idempotent
+        self.access = served.access
         self.replicas: set[int] = set()
         """Workers that have it ready."""
         self.rows_max = 1
@@ -133,7 +136,10 @@ class Models:
             raise UnknownModel(name, known[:KNOWN_MODELS_SHOWN])
         return model
 
-    def entries(self) -> list[ModelEntry]:
-        """What LIST answers."""
-        models = sorted(self.by_index.values(), key=lambda model: (model.name, model.version))
+    def entries(self, credentials: Credentials) -> list[ModelEntry]:
+        """What LIST answers: the models that this user may use."""
+        permitted = [
+            model for model in self.by_index.values() if model.access.permits(credentials.uid, credentials.gids)
+        ]
+        models = sorted(permitted, key=lambda model: (model.name, model.version))
         return [ModelEntry(model.name, model.version, bool(model.replicas)) for model in models]

@@ -41,8 +41,21 @@ class InferRequest(Request):
         session: int,
         deadline_ns: int,
         now_ns: int,
+        latest: bool = False,
     ) -> None:
-        super().__init__(model.index, form.bucket, connection.tenant, priority, form.rows, now_ns, deadline_ns, session)
+        super().__init__(
+            model.index,
+            form.bucket,
+            connection.tenant,
+            priority,
+            form.rows,
+            now_ns,
+            deadline_ns,
+            session,
+            flow=session or connection.flow,
+            nbytes=form.nbytes,
+            latest=latest,
+        )
         self.connection = connection
         self.request_id = request_id
         self.model_served = model

@@ -18,19 +18,29 @@ from tensord.ipc.descriptors import Kind, decode_done, decode_failed
 from tensord.ipc.errors import (
     ERRORS,
     Cancelled,
+    ConcurrencyLimit,
     DeadlineExceeded,
+    DeadlineInfeasible,
     Fault,
     ModelFault,
     NoMemory,
+    QueueBytesFull,
+    QueueDelay,
+    QueueFull,
+    QueueRowsFull,
     ShuttingDown,
+    Superseded,
+    TenantQueueFull,
     TensordError,
     TooManyConnections,
+    TooManyTenantRows,
 )
 from tensord.ipc.heartbeat import Activity, Heartbeat
-from tensord.ipc.limits import HELLO_TIMEOUT_S
+from tensord.ipc.limits import ARENA_PAGE_BYTES, HELLO_TIMEOUT_S
 from tensord.ipc.ring import RingBroken
 from tensord.ipc.segment import Segment
 from tensord.ipc.statistics import Block, Counter, Phase, Word
+from tensord.ipc.tensors import align
 from tensord.ipc.wire import FrameType, frame
 
 from .. import messages as m
@@ -45,6 +55,7 @@ from .models import Model, Models
 from .replies import result_frame, too_small
 from .requests import InferRequest, batch_message
 from .timer import Timer
+from .users import Users
 from .worker_port import WorkerPort
 
 SWEEP_S: Final = 0.5
@@ -65,6 +76,17 @@ FAULT_COUNTERS: Final = {
     Fault.MODEL: Counter.FAILED_MODEL,
     Fault.DAEMON: Counter.FAILED_DAEMON,
 }
+REFUSAL_COUNTERS: Final[dict[type[TensordError], Counter]] = {
+    QueueFull: Counter.REFUSED_QUEUE,
+    QueueRowsFull: Counter.REFUSED_QUEUE_ROWS,
+    QueueBytesFull: Counter.REFUSED_QUEUE_BYTES,
+    TenantQueueFull: Counter.REFUSED_TENANT_QUEUE,
+    TooManyTenantRows: Counter.REFUSED_TENANT_ROWS,
+    DeadlineInfeasible: Counter.REFUSED_DEADLINE,
+    ConcurrencyLimit: Counter.REFUSED_CONCURRENCY,
+    QueueDelay: Counter.REFUSED_DELAY,
+    Superseded: Counter.SUPERSEDED,
+}
 RELEASE_COUNTERS: Final = {reason: Counter[f"RELEASED_{reason.name}"] for reason in ReleaseReason}
 
 Completed = tuple[Batch[InferRequest], int, TensordError | None]
@@ -78,6 +100,7 @@ class FrontEnd:
         self.link = link
         self.limits = Limits()
         self.models = Models()
+        self.users = Users()
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self.draining = False
         self.arriving_bytes = 0
@@ -96,7 +119,8 @@ class FrontEnd:
         self._connections: set[Connection] = set()
         self._connections_max = 1
         self._descriptors_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_RESERVED
-        self._tickets: dict[int, tuple[Connection, int]] = {}
+        self._tickets: dict[int, tuple[Connection, int, int]] = {}
+        """Arenas that were asked for: by whom, in which request, how many bytes."""
         self._next_ticket = 1
         self._dispatch_wanted = False
         self._timer = Timer()
@@ -118,6 +142,7 @@ class FrontEnd:
     def _set_up(self, setup: m.FrontendSetup, fds: list[int]) -> None:
         listener_fd, ingest_fd, statistics_fd = fds
         self.instance = setup.instance
+        self.users.set_classes(setup.tenant_classes)
         self._segments = Segment(ingest_fd, setup.ingest_bytes), Segment(statistics_fd, setup.statistics_bytes)
         self.ingest = Ingest(setup.ingest_bytes)
         self.ingest_view = self._segments[0].view
@@ -178,14 +203,16 @@ class FrontEnd:
                 for request, error in self.scheduler.expect_replica(now, index, expected, reason):
                     self._answer_error(request, error)
             case m.ArenaMade(ticket, arena, nbytes):
-                connection, request_id = self._tickets.pop(ticket)
+                connection, request_id, _ = self._tickets.pop(ticket)
                 if fds:
                     connection.arenas.made(request_id, arena, nbytes, fds[0])
                 else:  # the kernel drops descriptors that find no place in our table
                     self._send(m.ArenaReturned(arena))
+                    self.users.arena_gone(connection.user, align(nbytes, ARENA_PAGE_BYTES))
                     connection.arenas.refused(request_id, NoMemory("a file descriptor"))
             case m.ArenaRefused(ticket, code, data):
-                connection, request_id = self._tickets.pop(ticket)
+                connection, request_id, nbytes = self._tickets.pop(ticket)
+                self.users.arena_gone(connection.user, align(nbytes, ARENA_PAGE_BYTES))
                 connection.arenas.refused(request_id, ERRORS[code](**data))
             case m.Drain():
                 self._drain(now)
@@ -204,6 +231,7 @@ class FrontEnd:
         self.limits.read_budget_bytes = general["read_budget_bytes"]
         self.limits.stall_timeout_ns = general["stall_timeout_s"] * 10**9
         self._connections_max = general["connections_max"]
+        self.users.set_knobs(general, values.tenants)
         self.scheduler.set_global(GlobalPolicy.of(general))
         for model in self.models.by_index.values():
             policy = self._policy(model)
@@ -318,6 +346,10 @@ class FrontEnd:
         else:
             self._answer_error(request, error)
 
+    def count_refused(self, model: Model) -> None:
+        """A user asked for a model that is not for it."""
+        self._block.count(model.index, Counter.REFUSED_PERMISSION)
+
     def cancel(self, request: InferRequest) -> None:
         """The client does not want the answer any more; it still gets one."""
         if self.scheduler.cancel(time.monotonic_ns(), request):
@@ -408,6 +440,9 @@ class FrontEnd:
     def _answer_error(self, request: InferRequest, error: TensordError) -> None:
         counter = Counter.CANCELLED if isinstance(error, Cancelled) else FAULT_COUNTERS[error.fault]
         self._block.count(request.model, counter)
+        reason = REFUSAL_COUNTERS.get(type(error))
+        if reason is not None:
+            self._block.count(request.model, reason)
         request.connection.send_error(request.request_id, error)
         request.connection.finished(request)
 
@@ -420,26 +455,32 @@ class FrontEnd:
         limit = min(self._connections_max, self._descriptors_max)
         if len(self._connections) >= limit:
             return TooManyConnections(limit)
+        if (error := connection.user.connect()) is not None:
+            return error
         self._connections.add(connection)
         self._block.words[Word.CONNECTIONS_TOTAL] += 1
         return None
 
     def connection_closed(self, connection: Connection) -> None:
         """Drop the requests that wait; those that run are dropped when their batch is done."""
-        self._connections.discard(connection)
+        if connection in self._connections:
+            self._connections.discard(connection)
+            self.users.disconnected(connection.user)
         for request in list(connection.in_flight.values()):
             self.cancel(request)
 
     def want_arena(self, connection: Connection, request_id: int, nbytes: int) -> None:
-        """Ask the supervisor for an arena; it answers with ArenaMade or ArenaRefused."""
+        """Ask the supervisor for an arena; it answers with ArenaMade or ArenaRefused. Raises CapacityFault."""
+        connection.user.take_arena(align(nbytes, ARENA_PAGE_BYTES))
         ticket = self._next_ticket
         self._next_ticket += 1
-        self._tickets[ticket] = (connection, request_id)
+        self._tickets[ticket] = (connection, request_id, nbytes)
         self._send(m.ArenaWanted(ticket, nbytes))
 
     def return_arena(self, arena: ClientArena) -> None:
         """No lease is left in it, and its client is through with it."""
         self._send(m.ArenaReturned(arena.arena))
+        self.users.arena_gone(arena.user, align(arena.nbytes, ARENA_PAGE_BYTES))
 
     # ── periodic ────────────────────────────────────────────────────────────────────────────────
 

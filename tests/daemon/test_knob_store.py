@@ -17,7 +17,7 @@ DEVICES = ("cpu:0", "cpu:1")
 
 
 def store(**configured: Setting) -> KnobStore:
-    """Models `digits` and `resnet.v2`, two devices, a class of tenants; keyword `digits__max_batch`: digits.max_batch."""
+    """Models `digits` and `resnet.v2`, two devices, one class; keyword `digits__max_batch` is `digits.max_batch`."""
     knobs = KnobStore({key.replace("__", "."): value for key, value in configured.items()}, DEVICES, ("batch",))
     knobs.add_model("digits", {})
     knobs.add_model("resnet.v2", {})

@@ -130,7 +130,7 @@ def maker_of_requests(model: Model, ingest: Ingest) -> MakeRequest:
     ) -> InferRequest:
         inputs, outputs = headers(model, rows, inputs_in or {}, outputs_in or {}, sizes, omitted, room)
         form = forms.setdefault((*inputs, *outputs), check(model, inputs, outputs, arenas))
-        connection: Any = SimpleNamespace(tenant="0")
+        connection: Any = SimpleNamespace(tenant="0", flow=1)
         request = InferRequest(connection, request_id, model, form, 1, 0, 10**18, 5)
         if form.inline_inputs or form.inline_outputs:
             key = RAGGED_SLAB if form.inline_offsets else (model.index, form.inline_inputs, form.inline_outputs)

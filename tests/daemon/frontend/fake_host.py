@@ -19,6 +19,8 @@ from tensord.daemon.frontend.ingest import Ingest
 from tensord.daemon.frontend.models import Model, Models
 from tensord.daemon.frontend.replies import result_frame
 from tensord.daemon.frontend.requests import InferRequest
+from tensord.daemon.frontend.users import Users
+from tensord.daemon.knobs import KNOBS
 from tensord.daemon.messages import ModelServed
 from tensord.ipc.errors import TensordError
 from tensord.ipc.limits import HELLO_TIMEOUT_S, SOCKET_BUFFER_BYTES
@@ -60,6 +62,8 @@ class FakeHost:
         self.ingest_view = memoryview(bytearray(ingest.nbytes))
         self.limits = Limits()
         self.models = Models()
+        self.users = Users()
+        self.users.set_knobs({name: knob.default for name, knob in KNOBS.items()}, {})
         self.scratch = memoryview(bytearray(128 * 1024))
         self.draining = False
         self.arriving_bytes = 0
@@ -68,6 +72,8 @@ class FakeHost:
         """What the next connection is told."""
         self.opened: list[Connection] = []
         self.closed: list[Connection] = []
+        self.not_permitted: list[str] = []
+        """Models that were asked for in vain."""
         self.submitted: list[InferRequest] = []
         self.cancelled: list[InferRequest] = []
         self.wanted: list[tuple[int, int]] = []
@@ -83,6 +89,9 @@ class FakeHost:
 
     def connection_closed(self, connection: Connection) -> None:
         self.closed.append(connection)
+
+    def count_refused(self, model: Model) -> None:
+        self.not_permitted.append(model.name)
 
     def submit(self, request: InferRequest) -> None:
         self.submitted.append(request)
@@ -416,6 +425,7 @@ def request_frame(
         fields.get("deadline_ns", 0),
         fields.get("session", 0),
         fields.get("trace", b""),
+        fields.get("latest", False),
     )
     payload = bytes(index % 251 for index in range(inline)) if payload is None else payload
     claimed = len(payload) if payload_bytes is None else payload_bytes

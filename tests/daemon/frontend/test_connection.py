@@ -11,7 +11,9 @@ from tensord.daemon.frontend.connection import FRAMES_PER_TURN, INGEST_RETRY_MS
 from tensord.daemon.frontend.ingest import Ingest
 from tensord.daemon.frontend.models import Model
 from tensord.daemon.frontend.requests import InferRequest
+from tensord.daemon.frontend.users import Credentials
 from tensord.daemon.messages import ModelServed, TensorInfo
+from tensord.daemon.users import Access, Users
 from tensord.ipc.errors import (
     BadFrame,
     BadRequest,
@@ -20,8 +22,10 @@ from tensord.ipc.errors import (
     IngestFull,
     InternalError,
     NoMemory,
+    NotPermitted,
     PayloadTooLarge,
     ShuttingDown,
+    TenantArenaQuotaExceeded,
     TensordError,
     TooManyConnections,
     TooManyInFlight,
@@ -43,6 +47,7 @@ from tensord.ipc.wire import (
     Welcome,
     decode_models,
     decode_opened,
+    encode_arena,
     encode_open,
     frame,
 )
@@ -150,6 +155,36 @@ def test_a_connection_too_many_hears_why_and_ends(meeting: Meeting, host: FakeHo
     (answer,) = client.expect_end()
     assert answer.told == (0, TooManyConnections)
     assert host.closed == [client.connection]
+
+
+# ── who it is ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_connection_is_of_the_user_that_the_kernel_says(meeting: Meeting) -> None:
+    first, second = meeting.connect(), meeting.connect()
+    assert first.connection.user is second.connection.user
+    assert first.connection.credentials == Credentials(os.getuid(), frozenset({os.getgid(), *os.getgroups()}))
+    assert first.connection.tenant == str(os.getuid())
+    assert first.connection.flow != second.connection.flow
+
+
+def test_a_model_that_is_not_for_the_user_is_not_opened(client: Client, host: FakeHost) -> None:
+    host.models.find("wide").access = Access(deny=Users((os.getuid(),)))
+    assert client.ask(encode_open(8, "wide")).told == (8, NotPermitted)
+    assert host.not_permitted == ["wide"]
+    client.assert_in_step()
+
+
+def test_an_arena_that_the_host_refuses_is_not_waited_for(
+    client: Client, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "want_arena", refuse_arena)
+    assert client.ask(encode_arena(FrameType.ATTACH, 9, 0, 4096)).told == (9, TenantArenaQuotaExceeded)
+    assert client.connection.arenas.wanted == 0
+
+
+def refuse_arena(*_: object) -> None:
+    raise TenantArenaQuotaExceeded(2, 1)
 
 
 # ── what it answers itself ──────────────────────────────────────────────────────────────────────
@@ -262,6 +297,7 @@ WRONG: Final[dict[str, tuple[Callable[[Model], bytes], type[TensordError]]]] = {
     "unknown handle": (lambda model: request_frame(model, request_id=5, handle=9), UnknownHandle),
     "priority": (lambda model: request_frame(model, request_id=5, priority=3), BadRequest),
     "deadline": (lambda model: request_frame(model, request_id=5, deadline_ns=-1), BadRequest),
+    "latest of no session": (lambda model: request_frame(model, request_id=5, latest=True), BadRequest),
     "form": (lambda model: request_frame(model, 0, request_id=5), WrongShape),
     "rows": (lambda model: request_frame(model, 33, request_id=5), TooManyRows),
     "payload": (lambda model: request_frame(model, request_id=5, payload=bytes(19)), BadRequest),

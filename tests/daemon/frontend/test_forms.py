@@ -82,6 +82,7 @@ def test_all_inline_is_the_usual_form() -> None:
         input_places=(),
         output_places=(),
         places=(),
+        nbytes=4 * 33,
     )
 
 
@@ -103,6 +104,7 @@ def test_each_tensor_chooses_its_lane() -> None:
         input_places=(put_in,),
         output_places=(put_out,),
         places=(put_in, put_out),
+        nbytes=4 * 33,
     )
 
 
@@ -295,6 +297,7 @@ def test_tensors_of_free_dimensions_lie_one_behind_the_other_in_cache_lines() ->
         input_places=(),
         output_places=(),
         places=(),
+        nbytes=210 + 324,
     )
 
 

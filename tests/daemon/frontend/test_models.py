@@ -1,10 +1,13 @@
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from tensord.daemon.frontend.forms import Form, check
 from tensord.daemon.frontend.models import KNOWN_MODELS_SHOWN, RESULT_HEADERS_MAX, Model, Models
+from tensord.daemon.frontend.users import Credentials
 from tensord.daemon.messages import ModelServed, TensorInfo
+from tensord.daemon.users import Access, Users
 from tensord.ipc.errors import UnknownModel
 from tensord.ipc.tensors import Dimension, DType, ModelSpec, TensorSpec
 from tensord.ipc.wire import Lane, ModelEntry, TensorHeader, decode_tensors
@@ -20,6 +23,9 @@ def inline(model: Model, rows: int, **sizes: int) -> Form:
 
 def second_in_arena(model: Model, rows: int, **sizes: int) -> Form:
     return check(model, *headers(model, rows, {}, {1: (2, 128)}, sizes, room=4096), ARENAS)
+
+
+ANYBODY = Credentials(1000, frozenset({1000}))
 
 
 def version(served: ModelServed, index: int, number: int, *labels: str, name: str = "pair") -> ModelServed:
@@ -83,11 +89,19 @@ def test_the_list_is_in_order_and_says_what_is_ready(served: ModelServed) -> Non
     models.add(version(served, 1, 9))
     models.add(version(served, 2, 1, name="alpha"))
     models.by_index[1].replicas.add(0)
-    assert models.entries() == [
+    assert models.entries(ANYBODY) == [
         ModelEntry("alpha", 1, False),
         ModelEntry("pair", 9, True),
         ModelEntry("pair", 10, False),
     ]
+
+
+def test_the_list_has_no_model_that_the_user_may_not_use(served: ModelServed) -> None:
+    models = Models()
+    models.add(msgspec.structs.replace(version(served, 0, 1, name="closed"), access=Access(Users((7,)))))
+    models.add(version(served, 1, 1, name="open"))
+    assert [entry.name for entry in models.entries(ANYBODY)] == ["open"]
+    assert [entry.name for entry in models.entries(Credentials(7, frozenset()))] == ["closed", "open"]
 
 
 # ── headers of results ──────────────────────────────────────────────────────────────────────────

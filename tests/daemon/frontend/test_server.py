@@ -85,6 +85,7 @@ class Client:
     """A connection, as far as answers go."""
 
     tenant = "0"
+    flow = 1
 
     def __init__(self) -> None:
         self.results: dict[int, list[TensorHeader]] = {}
