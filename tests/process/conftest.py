@@ -541,6 +541,7 @@ class RawClient:
             fields.get("output_count", len(outputs)),
             fields.get("deadline_ns", 0),
             fields.get("session", 0),
+            latest=bool(fields.get("latest", False)),
         )
         headers = b"".join(header.encode() for header in (*inputs, *outputs))
         claimed = len(payload) if payload_bytes is None else payload_bytes
