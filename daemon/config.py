@@ -42,6 +42,7 @@ _SECTIONS = ("daemon", "knobs", "models", "devices", "tenants")
 _DAEMON_KEYS: dict[str, tuple[Any, str]] = {
     "runtime_dir": (str, 'give a directory, such as "/run/tensord"'),
     "models": (str, 'give a directory, such as "/srv/models"'),
+    "state_dir": (str, 'give a directory, such as "/var/lib/tensord"'),
     "devices": (Literal["auto"] | list[str], 'give "auto", or a list such as ["cpu:0", "cuda:0"]'),
 }
 
@@ -76,6 +77,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     runtime_dir: Path
     models: Path
     """The root of the model repository."""
+    state_dir: Path
+    """What shall outlive the instance: learned execution times."""
     devices: Devices
     knobs: dict[str, Setting]
     model_knobs: dict[str, dict[str, Setting]]
@@ -127,10 +130,12 @@ def load_config(
     daemon |= _daemon_section("command line", Path.cwd(), given)
     models, access = _access(origin, sections["models"])
     tenants, classes = _tenant_classes(origin, sections["tenants"])
+    runtime_dir = daemon.get("runtime_dir") or _default_runtime_dir(origin, environ)
     config = Config(
         path=path,
-        runtime_dir=daemon.get("runtime_dir") or _default_runtime_dir(origin, environ),
+        runtime_dir=runtime_dir,
         models=daemon.get("models", base / "models"),
+        state_dir=daemon.get("state_dir", runtime_dir),
         devices=daemon.get("devices", "auto"),
         knobs=_knobs(origin, "knobs", sections["knobs"], None),
         model_knobs=_targets(origin, "models", models, Scope.MODEL),

@@ -104,6 +104,13 @@ class Listen(Message, frozen=True, tag=True, array_like=True):
     """Accept connections from now on. Answered with FrontendReady."""
 
 
+class CostsKnown(Message, frozen=True, tag=True, array_like=True):
+    """What an earlier front end has learned of a model's execution times."""
+
+    index: int
+    lines: list[dict[str, Any]]
+
+
 class WorkerJoined(Message, frozen=True, tag=True, array_like=True):
     """A worker with new rings. fds: work ring, done ring, work doorbell, done doorbell."""
 
@@ -179,6 +186,13 @@ class WorkerAccused(Message, frozen=True, tag=True, array_like=True):
     worker: int
     generation: int
     reason: str
+
+
+class CostsLearned(Message, frozen=True, tag=True, array_like=True):
+    """What the front end has learned of a model's execution times so far."""
+
+    index: int
+    lines: list[dict[str, Any]]
 
 
 class Drained(Message, frozen=True, tag=True, array_like=True):
@@ -284,6 +298,7 @@ AnyMessage = (
     | KnobsApplied
     | FrontendSetup
     | Listen
+    | CostsKnown
     | WorkerJoined
     | WorkerGone
     | ReplicaReady
@@ -295,6 +310,7 @@ AnyMessage = (
     | ArenaWanted
     | ArenaReturned
     | WorkerAccused
+    | CostsLearned
     | Drained
     | WorkerSetup
     | LoadModel

@@ -32,6 +32,7 @@ from .backoff import Backoff
 from .catalog import Catalog
 from .child import Child, Page, ending
 from .control_server import ControlServer
+from .costs import Costs
 from .failures import InstanceFailure
 from .instance import RuntimeDirectory, raise_descriptor_limit
 from .knobs import Knobs
@@ -53,6 +54,9 @@ WATCH_S: Final = 0.5
 
 STOP_GRACE_S: Final = 5.0
 """For children to end after they were told to; then they are killed."""
+
+COSTS_WRITTEN_S: Final = 30.0
+"""Between two writes of learned execution times; another one is the last thing that an instance does."""
 
 SET_WAIT_S: Final = 1.0
 """How long an answer to Set waits for the processes to acknowledge; front ends do within milliseconds."""
@@ -101,6 +105,8 @@ class Supervisor:
         self._making: set[asyncio.Task[None]] = set()
         self._log = get_logger()
         self._control = ControlServer(self)
+        self._costs = Costs(config.state_dir)
+        self._costs_written = b""
         self._loop: asyncio.AbstractEventLoop
         self._ended: asyncio.Event
         self._acknowledged: asyncio.Event
@@ -133,6 +139,8 @@ class Supervisor:
             self._loop.add_signal_handler(number, self._signalled)
         raise_descriptor_limit()
         sweep()
+        if complaint := self._costs.load():
+            self._log.warning("costs", reason=complaint)
         self._listener = self._runtime.listen(self.config.socket)
         await self._control.start(self._runtime.listen(self.config.control_socket))
         models_max = self.catalog.models_max
@@ -144,9 +152,11 @@ class Supervisor:
         for place in self.places.values():
             place.spawn()
         self._log.info("starting", socket=str(self.config.socket), devices=list(self._devices), pid=os.getpid())
-        watch = self._loop.create_task(self._watch())
+        tasks = [self._loop.create_task(self._watch()), self._loop.create_task(self._keep_costs())]
         await self._ended.wait()
-        watch.cancel()
+        for task in tasks:
+            task.cancel()
+        await self._write_costs()
         self._control.close()
         for number in STOP_SIGNALS:
             self._loop.remove_signal_handler(number)
@@ -246,6 +256,8 @@ class Supervisor:
         for served in self.catalog.served():
             send(served)
             send(self._expectation(served.index))
+            if lines := self._costs.of(f"{served.name}:{served.version}"):
+                send(m.CostsKnown(served.index, lines))
         send(m.Listen())
 
     def _frontend_ended(self, returncode: int) -> None:
@@ -322,6 +334,9 @@ class Supervisor:
                 self._arena_returned(arena)
             case m.WorkerAccused(worker, generation, reason):
                 self._accused(worker, generation, reason)
+            case m.CostsLearned(index, lines):
+                manifest = self.catalog.manifest(index)
+                self._costs.learned(f"{manifest.name}:{manifest.version}", lines)
             case m.Drained():
                 self._log.info("drained")
                 self._stop_children()
@@ -510,6 +525,20 @@ class Supervisor:
             if self.frontend is not None and self.page.pulse().silent_ms > limit_ms:
                 self._log.error("front end hangs", silent_ms=round(self.page.pulse().silent_ms))
                 self.frontend.kill()
+
+    async def _keep_costs(self) -> None:
+        while True:
+            await asyncio.sleep(COSTS_WRITTEN_S)
+            await self._write_costs()
+
+    async def _write_costs(self) -> None:
+        """Write down what front ends have learned, where it is news. The disk may be slow: in a thread."""
+        content = self._costs.content()
+        if content == self._costs_written or not self.was_ready:
+            return
+        self._costs_written = content
+        if complaint := await asyncio.to_thread(self._costs.write, content):
+            self._log.warning("costs", reason=complaint)
 
     def reasons(self) -> list[str]:
         """Why the instance is not ready; empty if it is."""

@@ -158,6 +158,7 @@ class Rig:
             path=None,
             runtime_dir=directory / "rt",
             models=root,
+            state_dir=directory / "state",
             devices=tuple(names),
             knobs={"ingest_bytes": INGEST_BYTES} | dict(knobs),
             model_knobs={},
