@@ -7,6 +7,7 @@ from typing import Final
 from tensord.ipc.errors import TensordError
 
 from .balance import BALANCE_POLICIES, BalancePolicy
+from .batching import BATCHINGS, FixedBatching, rows_released
 from .cost import CostTable
 from .order import ORDER_POLICIES, OrderPolicy
 from .policy import ModelPolicy
@@ -29,6 +30,7 @@ class ModelQueue:
         "_waiting_models",
         "accounts",
         "balance",
+        "batching",
         "buckets",
         "cancelled",
         "completed",
@@ -46,6 +48,7 @@ class ModelQueue:
         "refused",
         "refused_accepted",
         "released",
+        "released_rows",
         "removed",
         "replicas",
         "requeued",
@@ -73,6 +76,7 @@ class ModelQueue:
         self.balance: BalancePolicy = BALANCE_POLICIES[policy.balance]()
         self.make_order: Callable[[], OrderPolicy] = ORDER_POLICIES[policy.order]
         self.costs = CostTable()
+        self.batching: FixedBatching = BATCHINGS[policy.batching](policy, self.costs)
         self.replicas: dict[int, Worker] = {}
         """The workers that have it loaded, by id."""
         self.expected = False
@@ -102,6 +106,7 @@ class ModelQueue:
         self.refused_accepted = 0
         self.refused: Counter[int] = Counter()
         self.released: Counter[ReleaseReason] = Counter()
+        self.released_rows = 0
 
     def set_policy(self, policy: ModelPolicy) -> None:
         """Obey another policy from now on. What waits keeps waiting, sorted by the new order."""
@@ -113,6 +118,10 @@ class ModelQueue:
                 for level in bucket.levels:
                     for tenant in level.tenants.values():
                         tenant.reorder(self.make_order)
+        if policy.batching == self.policy.batching:
+            self.batching.obey(policy)
+        else:
+            self.batching = BATCHINGS[policy.batching](policy, self.costs)
         self.policy = policy
 
     def push(self, request: Request) -> None:
@@ -134,11 +143,11 @@ class ModelQueue:
         bucket.remove(request, state)
         self._left(bucket, 1)
 
-    def take(self, leader: Request, device: str) -> list[Request]:
+    def take(self, leader: Request, device: str, reason: ReleaseReason) -> list[Request]:
         """Take the requests of a batch that `leader` leads on `device`."""
         assert leader.home is not None
         bucket = leader.home.level.bucket
-        rows_max = self.policy.max_batch
+        rows_max = rows_released(bucket, self.batching, reason)
         if len(self.accounts) > 1:
             cost = self.costs.of(bucket.key, device)
             row_ns = cost.predicted_ns(rows_max) / rows_max
