@@ -44,9 +44,6 @@ class FixedBatching:
 
     __slots__ = ("policy", "rows_max")
 
-    defers = False
-    """A batch waits although a worker is idle."""
-
     def __init__(self, policy: ModelPolicy, costs: CostTable) -> None:  # noqa: ARG002 - for those that predict
         self.policy = policy
         self.rows_max = policy.max_batch
@@ -56,6 +53,10 @@ class FixedBatching:
         """Follow another policy with the same batching."""
         self.policy = policy
         self.rows_max = policy.max_batch
+
+    def defers(self, cost: LinearCost) -> bool:  # noqa: ARG002 - for those that predict
+        """A batch waits although a worker is idle."""
+        return False
 
     def hold_ns(self, cost: LinearCost, rows: int) -> int:  # noqa: ARG002 - for those that predict
         """How long the oldest request may wait for others where `rows` wait, in nanoseconds."""
@@ -101,14 +102,16 @@ class AimdBatching(FixedBatching):
 
 
 class DeferredBatching(FixedBatching):
-    """Batches as full as the deadlines allow."""
+    """Batches as full as the deadlines allow; like fixed ones until the first has told how long they take."""
 
     __slots__ = ()
 
-    defers = True
+    def defers(self, cost: LinearCost) -> bool:
+        return cost.samples > 0
 
     def hold_ns(self, cost: LinearCost, rows: int) -> int:  # noqa: ARG002 - as in the base
-        return max(self.policy.window_ns, self.policy.latency_target_ns)
+        window_ns, target_ns = self.policy.window_ns, self.policy.latency_target_ns
+        return max(window_ns, target_ns) if cost.samples else window_ns
 
     def compute_ns(self, cost: LinearCost, rows: int) -> int:
         return cost.upper_ns(rows)
@@ -131,7 +134,7 @@ def release_reason(
     """
     if _fills_a_batch(bucket, batching):
         return ReleaseReason.FULL
-    if idle and not batching.defers:
+    if idle and not batching.defers(cost):
         return ReleaseReason.IDLE
     if now >= bucket.oldest_arrival_ns + batching.hold_ns(cost, bucket.rows):
         return ReleaseReason.WINDOW
@@ -143,7 +146,7 @@ def release_reason(
 def release_at_ns(bucket: BucketQueue, cost: LinearCost, batching: FixedBatching, *, idle: bool, draining: bool) -> int:
     """The first time at which release_reason() gives one, if nothing else happens; maybe in the past."""
     oldest_ns = bucket.oldest_arrival_ns
-    if draining or (idle and not batching.defers) or _fills_a_batch(bucket, batching):
+    if draining or (idle and not batching.defers(cost)) or _fills_a_batch(bucket, batching):
         return oldest_ns
     return min(oldest_ns + batching.hold_ns(cost, bucket.rows), latest_start_ns(bucket, cost, batching))
 

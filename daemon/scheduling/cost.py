@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 FORGETTING: Final = 0.97
 """Weight of a sample relative to the next one: about the last 33 batches count."""
 
-CHANGED_WEIGHT: Final = 0.05
+CHANGED_WEIGHT: Final = 0.02
 """What all earlier samples together weigh beside the first one after a change: enough to remember other sizes."""
 
 CHANGE_FACTOR_MAX: Final = 8.0
@@ -30,13 +30,13 @@ CHANGE_FACTOR_MAX: Final = 8.0
 device that became a thousand times slower is followed in five batches."""
 
 TRUSTED_SAMPLES: Final = 4
-"""Samples below which a faster one is believed at once."""
+"""Samples below which a faster one is believed at once, and the error of the guess before them is not held against it."""
 
 ERROR_SAMPLES: Final = 16
 """The error is an average of about so many samples."""
 
 ERROR_PRIOR: Final = 0.25
-"""Relative error of a line that has learned nothing."""
+"""Relative error of a line that has yet to learn its own."""
 
 MARGIN_ERRORS: Final = 3.0
 """Mean errors between the prediction and its upper limit: 2.4 standard deviations of normal noise."""
@@ -89,16 +89,17 @@ class LinearCost:
 
     def learn(self, rows: int, compute_ns: int) -> None:
         """A batch of `rows` took `compute_ns` (above 0) of device time."""
-        predicted_ns = self.fixed_ns + self.row_ns * rows
         learned_ns: float | None = compute_ns
         if self.samples:
+            predicted_ns = self.fixed_ns + self.row_ns * rows
             side = self._off(rows, compute_ns)
-            relative_error = min(abs(compute_ns - predicted_ns) / predicted_ns, 1.0)
-            self.error += (relative_error - self.error) / min(self.samples + 1, ERROR_SAMPLES)
             if side:
                 rows, learned_ns = self._suspect(rows, compute_ns, side)
             elif self._suspects:
                 self._suspects.pop(rows.bit_length(), None)
+            if self.samples >= TRUSTED_SAMPLES:
+                relative_error = min(abs(compute_ns - predicted_ns) / predicted_ns, 1.0)
+                self.error += (relative_error - self.error) / min(self.samples, ERROR_SAMPLES)
         self.samples += 1
         if learned_ns is not None:
             self._forget(FORGETTING)

@@ -21,6 +21,9 @@ policies = st.builds(
     queue_max=st.sampled_from([3, 1000]),
     weight=st.sampled_from([0.5, 1.0, 3.0]),
     retries=st.integers(0, 2),
+    batching=st.sampled_from(["fixed", "aimd", "deferred"]),
+    latency_target_ns=st.sampled_from([MS, 5 * MS, 60 * MS]),
+    preferred_batches=st.sampled_from([(), (2,), (3, 6), (4, 100)]),
 )
 
 
