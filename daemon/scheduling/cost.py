@@ -30,7 +30,7 @@ CHANGE_FACTOR_MAX: Final = 8.0
 device that became a thousand times slower is followed in five batches."""
 
 TRUSTED_SAMPLES: Final = 4
-"""Samples below which a faster one is believed at once, and the error of the guess before them is not held against it."""
+"""Samples below which a faster one is believed at once, and the error is not yet measured."""
 
 ERROR_SAMPLES: Final = 16
 """The error is an average of about so many samples."""

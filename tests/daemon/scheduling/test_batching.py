@@ -1,7 +1,7 @@
 import pytest
 
-from tensord.daemon.scheduling import GlobalPolicy, ModelPolicy, ReleaseReason, Request, Scheduler
 from tensord.daemon.knobs import KNOBS
+from tensord.daemon.scheduling import GlobalPolicy, ModelPolicy, ReleaseReason, Request, Scheduler
 from tensord.daemon.scheduling.batching import BATCHINGS
 from tensord.ipc.limits import BATCH_REQUESTS_MAX
 

@@ -16,7 +16,7 @@ def rig() -> Rig:
     """Idle, 8 rows per batch, a window of 1 ms, a target of 20 ms, and batches known to take 1 ms + 0.5 ms per row."""
     rig = Rig()
     rig.model(max_batch=8, window_ns=MS, latency_target_ns=20 * MS)
-    for rows in (1, 8) * 10:
+    for rows in (1, 8) * 30:
         rig.submit(make(rows=rows))
         rig.complete(rig.only(), MS + rows * MS // 2)
     rig.set_policy(max_batch=8, window_ns=MS, latency_target_ns=20 * MS, batching="deferred")
