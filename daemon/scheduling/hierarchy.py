@@ -40,7 +40,7 @@ def best_offer(
             continue
         for bucket in model.waiting:
             cost = model.costs.of(bucket.key, worker.device)
-            reason = release_reason(now, bucket, cost, model.policy, idle=not worker.in_flight, draining=draining)
+            reason = release_reason(now, bucket, cost, model.batching, idle=not worker.in_flight, draining=draining)
             if reason is None:
                 continue
             offer = _offer(now, worker, bucket, ageing_ns, reason)
@@ -81,7 +81,7 @@ def next_release_ns(now: int, model: ModelQueue, ageing_ns: int, *, draining: bo
         if worker is None or not worker.has_place():
             continue
         cost = model.costs.of(bucket.key, worker.device)
-        at_ns = release_at_ns(bucket, cost, model.policy, idle=not worker.in_flight, draining=draining)
+        at_ns = release_at_ns(bucket, cost, model.batching, idle=not worker.in_flight, draining=draining)
         if earliest_ns is None or at_ns < earliest_ns:
             earliest_ns = at_ns
     return earliest_ns

@@ -7,6 +7,7 @@ from typing import Any, Final
 from tensord.ipc.errors import TensordError
 
 from .balance import BALANCE_POLICIES, BalancePolicy
+from .batching import BATCHINGS, FixedBatching, rows_released
 from .cost import CostTable
 from .order import BY_SERVICE_TIME, ORDER_POLICIES, OrderPolicy
 from .order_mlfq import Flows
@@ -30,6 +31,7 @@ class ModelQueue:
         "_waiting_models",
         "accounts",
         "balance",
+        "batching",
         "buckets",
         "cancelled",
         "completed",
@@ -48,6 +50,7 @@ class ModelQueue:
         "refused",
         "refused_accepted",
         "released",
+        "released_rows",
         "removed",
         "replicas",
         "requeued",
@@ -78,6 +81,7 @@ class ModelQueue:
         self.predicts = policy.order in BY_SERVICE_TIME
         """What waits has its `predicted_ns`."""
         self.costs = CostTable()
+        self.batching: FixedBatching = BATCHINGS[policy.batching](policy, self.costs)
         self.replicas: dict[int, Worker] = {}
         """The workers that have it loaded, by id."""
         self.expected = False
@@ -107,12 +111,17 @@ class ModelQueue:
         self.refused_accepted = 0
         self.refused: Counter[int] = Counter()
         self.released: Counter[ReleaseReason] = Counter()
+        self.released_rows = 0
 
     def set_policy(self, policy: ModelPolicy) -> None:
         """Obey another policy from now on. What waits keeps waiting, sorted by the new order."""
         if policy.balance != self.policy.balance:
             self.balance = BALANCE_POLICIES[policy.balance]()
         changed = policy.order != self.policy.order
+        if policy.batching == self.policy.batching:
+            self.batching.obey(policy)
+        else:
+            self.batching = BATCHINGS[policy.batching](policy, self.costs)
         self.policy = policy
         if changed:
             self._reorder()
@@ -162,11 +171,11 @@ class ModelQueue:
         bucket.remove(request, state)
         self._left(bucket, 1)
 
-    def take(self, leader: Request, device: str, now: int, ageing_ns: int) -> list[Request]:
+    def take(self, leader: Request, device: str, now: int, ageing_ns: int, reason: ReleaseReason) -> list[Request]:
         """Take the requests of a batch that `leader` leads on `device`."""
         assert leader.home is not None
         bucket = leader.home.level.bucket
-        rows_max = self.policy.max_batch
+        rows_max = rows_released(bucket, self.batching, reason)
         if len(self.accounts) > 1:
             cost = self.costs.of(bucket.key, device)
             row_ns = cost.predicted_ns(rows_max) / rows_max
@@ -244,6 +253,7 @@ class ModelQueue:
         """A batch took `compute_ns` (above 0) of device time."""
         self.device_ns += compute_ns
         self.costs.learn(batch.bucket, device, batch.rows, compute_ns)
+        self.batching.learn(now, batch)
         if self.policy.order == "mlfq":
             self.flows.charge(now, batch.requests, compute_ns)
 

@@ -35,9 +35,10 @@ class ModelPolicy:
 
     batching: str = "fixed"
     """`fixed`: max_batch and window as they are. `aimd`: a smaller batch and window, adapted to latency_target_ns.
-    `deferred`: no window; a batch waits as long as the deadlines of its requests allow."""
+    `deferred`: a batch waits as long as the deadlines of its requests allow, or else latency_target_ns."""
     latency_target_ns: int = 50_000_000
-    """From arrival to the end of the batch: what `aimd` keeps the slow requests below."""
+    """From arrival to the end of the batch: what `aimd` keeps the slow requests below. With `deferred` and far
+    deadlines: how long a request waits for others, if the window is not longer."""
     preferred_batches: tuple[int, ...] = ()
     """Rows, ascending: a batch that is not full ends at the largest of these that is reached, where there is one."""
 

@@ -25,7 +25,8 @@ that does not fit, because skipping over it would reorder. Order is kept per ten
 another bucket cannot share the batch, and waiting for them would leave it nearly empty.
 
 A batch is released by the rule in batching.py: full, worker idle, window over, deadline near, draining. Waiting for
-more rows is only worth it while the worker has something to do: an idle one takes what there is.
+more rows is only worth it while the worker has something to do: an idle one takes what there is, unless the model's
+batching defers. A request of more rows than a batch runs alone; its driver may cut it first, by parts() (split.py).
 
 Where a model has several replicas, its balance policy picks one among those with a free place, and only that one
 gets the batch. Execution time is learned per model, bucket and device (cost.py); all predictions come from there.
@@ -41,7 +42,7 @@ Removing a request from the middle is lazy: it loses its home, and its entries a
 Queues are bounded by admission (admission.py); everything else here is proportional to what is queued.
 """
 
-from typing import Final, Generic, cast
+from typing import Any, Final, Generic, cast
 
 from tensord.ipc.errors import TensordError
 
@@ -51,6 +52,7 @@ from .model import ModelQueue
 from .policy import GlobalPolicy, ModelPolicy
 from .recovery import Lost, refuse_queued, run_alone, take_back
 from .request import Batch, R, Request, RequestState
+from .split import cut
 from .statistics import SchedulerStatistics, model_statistics, worker_statistics
 from .workers import Worker
 
@@ -159,7 +161,7 @@ class Scheduler(Generic[R]):
     def _release(self, now: int, worker: Worker, offer: Offer) -> Batch[R]:
         leader, priority, reason = offer.leader, offer.priority, offer.reason
         model = self._models[leader.model]
-        requests = cast("list[R]", model.take(leader, worker.device, now, self._policy.ageing_ns))
+        requests = cast("list[R]", model.take(leader, worker.device, now, self._policy.ageing_ns, reason))
         rows = sum([request.rows for request in requests])
         predicted_ns = model.costs.of(leader.bucket, worker.device).predicted_ns(rows)
         self._released += 1
@@ -169,6 +171,7 @@ class Scheduler(Generic[R]):
         worker.start(batch, model.policy.weight)
         model.running += len(requests)
         model.released[reason] += 1
+        model.released_rows += rows
         return batch
 
     def complete(self, now: int, batch: Batch[R], compute_ns: int) -> None:
@@ -232,6 +235,19 @@ class Scheduler(Generic[R]):
     def set_policy(self, key: int, policy: ModelPolicy) -> None:
         """Obey other settings for this model from now on; nothing is lost or doubled."""
         self._models[key].set_policy(policy)
+
+    def parts(self, key: int, rows: int) -> list[int]:
+        """The rows of the parts that a request of `rows` should be submitted in, now; one where it fits a batch."""
+        model = self._models[key]
+        return cut(rows, model.batching.rows_max, model.policy.preferred_batches)
+
+    def costs_snapshot(self, key: int) -> list[dict[str, Any]]:
+        """The execution times that were learned for this model, as lists, dicts, strings and numbers."""
+        return self._models[key].costs.snapshot()
+
+    def restore_costs(self, key: int, value: object) -> int:
+        """Start from the times of a snapshot, which may come from a file; returns how many were of use."""
+        return self._models[key].costs.restore(value)
 
     def remove_model(self, now: int, key: int) -> list[tuple[R, TensordError]]:
         """The model is gone: its queued requests are refused. What is in flight of it still completes."""

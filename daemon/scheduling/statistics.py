@@ -40,6 +40,12 @@ class ModelStatistics:
     """Of those, the ones that had been accepted."""
     released: dict[ReleaseReason, int]
     """Batches, by the reason of their release."""
+    released_rows: int
+    """Rows of all of those: divided by their number, the mean batch."""
+    batch_rows_max: int
+    """Rows of one batch at most, now: max_batch, or what the batching `aimd` has found."""
+    window_ns: int
+    """How long a request waits for others at most, now, in nanoseconds; deadlines apart."""
     device_ns: int
     """Device time of its completed batches, in nanoseconds."""
 
@@ -95,6 +101,9 @@ def model_statistics(model: ModelQueue) -> ModelStatistics:
         refused=dict(model.refused),
         refused_accepted=model.refused_accepted,
         released=dict(model.released),
+        released_rows=model.released_rows,
+        batch_rows_max=model.batching.rows_max,
+        window_ns=model.batching.hold_ns(model.costs.latest, model.batching.rows_max),
         device_ns=model.device_ns,
     )
 

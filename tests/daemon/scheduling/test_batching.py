@@ -1,6 +1,8 @@
 import pytest
 
+from tensord.daemon.knobs import KNOBS
 from tensord.daemon.scheduling import GlobalPolicy, ModelPolicy, ReleaseReason, Request, Scheduler
+from tensord.daemon.scheduling.batching import BATCHINGS
 from tensord.ipc.limits import BATCH_REQUESTS_MAX
 
 from .rig import FAR_NS, MS, Rig, make
@@ -152,3 +154,99 @@ def test_a_batch_closes_at_the_most_requests_a_descriptor_holds() -> None:
     first, second = scheduler.dispatch(10**9)
     assert (len(first.requests), first.reason) == (BATCH_REQUESTS_MAX, ReleaseReason.FULL)
     assert len(second.requests) == 1
+
+
+def test_every_batching_that_the_knob_takes_is_there() -> None:
+    assert set(KNOBS["batching"].choices) == set(BATCHINGS)
+
+
+class TestPreferredSizes:
+    @pytest.fixture
+    def rig(self) -> Rig:
+        """A model of 10 rows per batch that prefers 2 or 4; its worker has one batch in flight."""
+        rig = Rig()
+        rig.model(max_batch=10, window_ns=5 * MS, preferred_batches=(2, 4, 100))
+        rig.submit(make())
+        rig.only()
+        return rig
+
+    @pytest.mark.parametrize(("waiting", "taken"), [(1, 1), (2, 2), (3, 2), (4, 4), (9, 4)])
+    def test_a_batch_ends_at_the_largest_that_is_reached(self, rig: Rig, waiting: int, taken: int) -> None:
+        rig.submit(*(make() for _ in range(waiting)))
+        rig.now += 5 * MS
+        batch = rig.only()
+        assert (batch.rows, batch.reason) == (taken, ReleaseReason.WINDOW)
+
+    def test_a_full_batch_has_all_its_rows(self, rig: Rig) -> None:
+        rig.submit(*(make() for _ in range(11)))
+        batch = rig.only()
+        assert (batch.rows, batch.reason) == (10, ReleaseReason.FULL)
+
+    def test_a_size_beyond_the_largest_batch_is_never_reached(self, rig: Rig) -> None:
+        rig.submit(make(rows=150))
+        assert rig.only().rows == 150
+
+    def test_a_request_is_not_cut(self, rig: Rig) -> None:
+        rig.submit(make(rows=3), make(rows=3))
+        rig.now += 5 * MS
+        assert rig.only().rows == 3
+
+    def test_a_leader_beyond_the_size_goes_alone(self, rig: Rig) -> None:
+        rig.submit(make(rows=5), make())
+        rig.now += 5 * MS
+        assert rig.only().rows == 5
+
+    def test_a_near_deadline_takes_everything(self, rig: Rig) -> None:
+        rig.submit(make(), make(), make(deadline_ns=2 * MS))
+        rig.now += 2 * MS - 1
+        batch = rig.only()
+        assert (batch.rows, batch.reason) == (3, ReleaseReason.DEADLINE)
+
+    def test_the_rest_goes_by_its_own_window(self, rig: Rig) -> None:
+        rig.scheduler.set_global(GlobalPolicy(pipeline_depth=8))
+        rig.submit(make(), make())
+        rig.now += 3 * MS
+        rig.submit(make())
+        rig.now += 2 * MS
+        assert rig.only().rows == 2
+        assert rig.scheduler.wake_at() == 8 * MS
+        rig.now = 8 * MS
+        assert (rig.only().reason, rig.now) == (ReleaseReason.WINDOW, 8 * MS)
+
+    def test_a_rest_whose_window_is_over_goes_at_once(self, rig: Rig) -> None:
+        rig.scheduler.set_global(GlobalPolicy(pipeline_depth=8))
+        rig.submit(*(make() for _ in range(7)))
+        rig.now += 5 * MS
+        assert [batch.rows for batch in rig.dispatch()] == [4, 2, 1]
+
+    def test_an_idle_worker_ends_at_a_size_too(self) -> None:
+        rig = Rig()
+        rig.model(max_batch=10, preferred_batches=(4,))
+        rig.submit(*(make() for _ in range(7)))
+        batch = rig.only()
+        assert (batch.rows, batch.reason) == (4, ReleaseReason.IDLE)
+
+    def test_tenants_still_share(self) -> None:
+        rig = Rig()
+        rig.model(max_batch=10, preferred_batches=(4,))
+        rig.submit(*(make(tenant=tenant) for tenant in "aaaabb"))
+        taken = [request.tenant for request in rig.only().requests]
+        assert sorted(taken) == ["a", "a", "b", "b"]
+
+
+def test_large_requests_are_told_how_to_be_cut() -> None:
+    rig = Rig()
+    rig.model(0, max_batch=64)
+    rig.model(1, max_batch=64, preferred_batches=(16, 48, 96))
+    rig.model(2, max_batch=64, batching="aimd")
+    assert [rig.scheduler.parts(key, 130) for key in (0, 1)] == [[44, 43, 43], [48, 48, 34]]
+    assert rig.scheduler.parts(2, 3) == [1, 1, 1]
+
+
+def test_the_mean_batch_can_be_told() -> None:
+    rig = Rig()
+    rig.model(max_batch=4)
+    rig.submit(*(make() for _ in range(6)))
+    rig.run_all()
+    model = rig.scheduler.statistics().models[0]
+    assert (model.released_rows, sum(model.released.values())) == (6, 2)

@@ -27,6 +27,9 @@ policies = st.builds(
     mlfq_levels=st.integers(2, 4),
     mlfq_quantum_ns=st.sampled_from([1, MS, 20 * MS]),
     mlfq_boost_ns=st.sampled_from([MS, 100 * MS]),
+    batching=st.sampled_from(["fixed", "aimd", "deferred"]),
+    latency_target_ns=st.sampled_from([MS, 5 * MS, 60 * MS]),
+    preferred_batches=st.sampled_from([(), (2,), (3, 6), (4, 100)]),
 )
 
 

@@ -43,6 +43,9 @@ def test_a_new_model_has_counted_nothing() -> None:
         refused={},
         refused_accepted=0,
         released={},
+        released_rows=0,
+        batch_rows_max=32,
+        window_ns=500_000,
         device_ns=0,
     )
 
