@@ -26,8 +26,10 @@ another bucket cannot share the batch, and waiting for them would leave it nearl
 A batch is released by the rule in batching.py: full, worker idle, window over, deadline near, draining. Waiting for
 more rows is only worth it while the worker has something to do: an idle one takes what there is.
 
-Where a model has several replicas, its balance policy picks one among those with a free place, and only that one
-gets the batch. Execution time is learned per model, bucket and device (cost.py); all predictions come from there.
+Where a model has several replicas, its balance policy (balance/) picks one among those with a free place, and only
+that one gets the batch; or it binds each session to one, and then every replica has a queue of its own for them. A
+device that errs or slows down gets less for a while (health.py). Execution time is learned per model, bucket and
+device (cost.py); all predictions come from there.
 
 A worker that dies makes suspects of all requests it held: they go back to their old place and run again alone, on a
 worker that has nothing else in flight (it is *reserved*: it empties its pipeline first), so that the second death
@@ -44,6 +46,7 @@ from typing import Final, Generic, cast
 from tensord.ipc.errors import TensordError
 
 from .admission import admit
+from .health import Health
 from .hierarchy import Offer, best_offer, next_release_ns
 from .model import ModelQueue
 from .policy import GlobalPolicy, ModelPolicy
@@ -67,6 +70,9 @@ class Scheduler(Generic[R]):
         self._policy = policy or GlobalPolicy()
         self._models: dict[int, ModelQueue] = {}
         self._workers: dict[int, Worker] = {}
+        self._weights: dict[str, float] = {}
+        self._healths: dict[str, Health] = {}
+        """By device, as a restarted worker takes over both."""
         self._waiting: dict[ModelQueue, None] = {}
         """The models for which something waits: what is decided costs nothing for the others, however many they are."""
         self._draining = False
@@ -161,15 +167,19 @@ class Scheduler(Generic[R]):
         batch = Batch(
             self._released, model, leader.bucket, worker.id, requests, rows, reason, now, predicted_ns, priority
         )
+        if len(model.replicas) > 1:
+            model.balance.released(worker, batch)
         worker.start(batch, model.policy.weight)
         model.running += len(requests)
         model.released[reason] += 1
         return batch
 
-    def complete(self, now: int, batch: Batch[R], compute_ns: int) -> None:  # noqa: ARG002 - as in cancel()
+    def complete(self, now: int, batch: Batch[R], compute_ns: int, *, failed: bool = False) -> None:
         """A batch came back after `compute_ns` of device time (0: unknown); its place is free again.
 
-        What became of its requests is the driver's business. A batch of a worker that was removed is ignored.
+        What became of its requests is the driver's business. `failed` says that the device or the daemon is at
+        fault, not the model or a request: that lowers the device's health, and its time is no example for others.
+        A batch of a worker that was removed is ignored.
         """
         worker = self._workers.get(batch.worker)
         if worker is None or not worker.finish(batch):
@@ -181,9 +191,25 @@ class Scheduler(Generic[R]):
         model.completed += len(requests)
         if compute_ns > 0:
             model.device_ns += compute_ns
-            model.costs.learn(batch.bucket, worker.device, batch.rows, compute_ns)
+            if not failed:
+                model.costs.learn(batch.bucket, worker.device, batch.rows, compute_ns)
             excess_ns = compute_ns - batch.predicted_ns
             worker.clocks[batch.priority].correct(batch.model, excess_ns, model.policy.weight)
+        self._judge(now, worker, batch, compute_ns, failed=failed)
+
+    def _judge(self, now: int, worker: Worker, batch: Batch[R], compute_ns: int, *, failed: bool) -> None:
+        """What the batch says about the health of its worker, and to the balance policy."""
+        if failed:
+            worker.failed += 1
+            worker.health.failed(now)
+        elif compute_ns > 0:
+            worker.health.measured(now, (batch.model, batch.bucket, batch.rows), compute_ns)
+        replicas = batch.queue.replicas
+        if len(replicas) > 1:
+            for replica in replicas.values():
+                replica.health.recover(now)
+            if not failed:
+                batch.queue.balance.completed(now, worker, batch)
 
     def retry_alone(self, now: int, batch: Batch[R]) -> list[R]:  # noqa: ARG002 - as in cancel()
         """The model failed on a completed batch of several requests: those returned run again, each alone.
@@ -252,7 +278,27 @@ class Scheduler(Generic[R]):
     def add_worker(self, worker_id: int, device: str) -> None:
         """A worker is there; it has no replica yet. The id of a removed worker may be used again."""
         assert worker_id not in self._workers
-        self._workers[worker_id] = Worker(worker_id, device, self._policy.pipeline_depth)
+        worker = Worker(worker_id, device, self._policy.pipeline_depth, self._health_of(device))
+        worker.weight = self._weights.get(device, 1.0)
+        self._workers[worker_id] = worker
+
+    def set_device_weight(self, device: str, weight: float) -> None:
+        """The share of batches (above 0) that a device gets by weighted round robin, now and after a restart."""
+        assert weight > 0
+        self._weights[device] = weight
+        for worker in self._workers.values():
+            if worker.device == device:
+                worker.weight = weight
+
+    def set_device_health(self, device: str, factor: float) -> None:
+        """Others say, until they say otherwise, what the device is worth (above 0, at most 1) of what it is when well.
+
+        For what batches cannot tell, or only later, such as the throttle reasons of NVML.
+        """
+        self._health_of(device).set_outside(factor)
+
+    def _health_of(self, device: str) -> Health:
+        return self._healths.setdefault(device, Health())
 
     def remove_worker(self, now: int, worker_id: int) -> Lost[R]:  # noqa: ARG002 - as in cancel()
         """The worker died: its replicas are gone, and what it had in flight runs again or is refused.
@@ -262,7 +308,7 @@ class Scheduler(Generic[R]):
         """
         worker = self._workers.pop(worker_id)
         for model in worker.models.values():
-            del model.replicas[worker_id]
+            model.remove_replica(worker_id)
         lost: Lost[R] = Lost([], [])
         for batch in worker.in_flight.values():
             part = take_back(batch)
@@ -277,12 +323,12 @@ class Scheduler(Generic[R]):
     def add_replica(self, now: int, worker_id: int, key: int) -> None:  # noqa: ARG002 - as in cancel()
         """The worker has loaded the model and may get its batches."""
         model, worker = self._models[key], self._workers[worker_id]
-        model.replicas[worker_id] = worker
+        model.add_replica(worker)
         worker.models[key] = model
 
     def remove_replica(self, now: int, worker_id: int, key: int) -> None:  # noqa: ARG002 - as in cancel()
         """The worker gets no more batches of the model; those in flight still complete."""
-        del self._models[key].replicas[worker_id]
+        self._models[key].remove_replica(worker_id)
         self._workers[worker_id].remove_model(key)
 
     @property
