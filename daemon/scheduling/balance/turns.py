@@ -1,8 +1,8 @@
 """Round robin, plain and weighted: smooth weighted round robin, as in nginx.
 
-Each replica has a credit. For every batch the credit of each candidate grows by its weight; the highest takes the
-batch and pays the sum of the weights. Of a:b:c = 5:1:1 that makes a a b a c a a, not a a a a a b c: turns are spread,
-and after any number of batches each has had its share of them, give or take one.
+Each replica has a credit. For every batch all credits grow by the weights; the highest takes the batch and pays the
+sum of the weights. Of a:b:c = 5:1:1 that makes a a b a c a a, not a a a a a b c: turns are spread. After any number of
+batches each of two or three replicas has had its share, give or take one; of up to eight, give or take 1.25.
 
 Source: M. Dounin, "Upstream: smooth weighted round-robin balancing", nginx 1.3.1, 2012.
 """
@@ -18,11 +18,12 @@ from .policy import BalancePolicy
 
 
 class _Turns(BalancePolicy):
-    """Smooth weighted round robin. Who is passed over neither gains credit nor loses it."""
+    """Smooth weighted round robin. Who is passed over keeps its claim, but to one turn at most, and who steps in for it
+    owes at most one: nobody gets a burst for having been busy long."""
 
     def __init__(self) -> None:
         self._credits: dict[int, float] = {}
-        """By worker id; those of all replicas sum up to 0, until one of them goes."""
+        """By worker id, each between minus and plus the sum of the weights, which is one turn."""
 
     def choose(self, replicas: Sequence[Worker], bucket: BucketQueue) -> Worker | None:  # noqa: ARG002
         candidates = self.candidates(replicas)
@@ -31,11 +32,11 @@ class _Turns(BalancePolicy):
         return max(candidates, key=lambda worker: self._credits[worker.id] + self.weight(worker))
 
     def released(self, worker: Worker, batch: Batch[Any]) -> None:
-        candidates = self.candidates(batch.queue.replicas.values())
-        if worker in candidates:
-            for candidate in candidates:
-                self._credits[candidate.id] += self.weight(candidate)
-                self._credits[worker.id] -= self.weight(candidate)
+        weights = {replica.id: self.weight(replica) for replica in batch.queue.replicas.values()}
+        turn = sum(weights.values())
+        for replica, weight in weights.items():
+            credit = self._credits[replica] + weight - (turn if replica == worker.id else 0.0)
+            self._credits[replica] = max(-turn, min(credit, turn))
 
     def set_replicas(self, replicas: Sequence[Worker]) -> None:
         self._credits = {worker.id: self._credits.get(worker.id, 0.0) for worker in replicas}
