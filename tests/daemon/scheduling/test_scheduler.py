@@ -6,12 +6,13 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, RequestState, Scheduler
+from tensord.daemon.scheduling.balance import BALANCE_POLICIES
 from tensord.ipc.errors import QueueFull, TensordError
 
 from .rig import FAR_NS, MS, make
 
 MODELS = (0, 1, 2)
-WORKERS = (1, 2)
+WORKERS = (1, 2, 3)
 ENDED = (RequestState.DONE, RequestState.EXPIRED, RequestState.CANCELLED, RequestState.REFUSED)
 
 policies = st.builds(
@@ -20,6 +21,8 @@ policies = st.builds(
     window_ns=st.sampled_from([0, MS, 20 * MS]),
     queue_max=st.sampled_from([3, 1000]),
     weight=st.sampled_from([0.5, 1.0, 3.0]),
+    balance=st.sampled_from(list(BALANCE_POLICIES)),
+    response_half_life_ns=st.sampled_from([MS, 1000 * MS]),
     retries=st.integers(0, 2),
 )
 
@@ -65,11 +68,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.sampled_from([0, 1, 1, 1, 2]),
         rows=st.sampled_from([1, 1, 1, 2, 3, 9]),
         patience_ns=st.sampled_from([0, MS, 30 * MS, FAR_NS, FAR_NS]),
+        session=st.integers(0, 5),
+        other_session=st.integers(0, 5),
     )
     def submit(
-        self, count: int, model: int, bucket: str, tenant: str, priority: int, rows: int, patience_ns: int
+        self,
+        count: int,
+        model: int,
+        bucket: str,
+        tenant: str,
+        priority: int,
+        rows: int,
+        patience_ns: int,
+        session: int,
+        other_session: int,
     ) -> None:
-        for _ in range(count):
+        for number in range(count):
             request = make(
                 model=model,
                 bucket=bucket,
@@ -78,6 +92,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 rows=rows,
                 arrival_ns=self.now,
                 deadline_ns=self.now + patience_ns,
+                session=(session, other_session)[number % 2],
             )
             queued = self.queued(model)
             error = self.scheduler.submit(self.now, request)
@@ -111,17 +126,30 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert request.state is RequestState.RUNNING
             assert request.deadline_ns > self.now
             assert not request.solo or len(requests) == 1
+        for request in requests:
+            assert self.bound(request) in (None, batch.worker)
         neighbours = [request for other in self.in_flight[batch.worker] for request in other.requests]
         assert not any(request.solo for request in neighbours)
         assert not (requests[0].solo and neighbours)
         assert len(self.in_flight[batch.worker]) < self.depth
 
+    def bound(self, request: Request) -> int | None:
+        """The worker that alone may run the request, as its balance policy says."""
+        model = self.scheduler._models[request.model]
+        if not request.session or not model.balance.binds or len(model.replicas) < 2:
+            return None
+        worker = model.balance.bound(request.session)
+        assert worker is not None
+        assert model.replicas[worker.id] is worker
+        return worker.id
+
     def check_order(self, waiting: list[Request]) -> None:
-        """Of one model, tenant, class and bucket nobody was left behind by a later one."""
+        """Of one model, tenant, class, bucket and, where sessions are bound, worker nobody was left behind by a later."""
         lines = defaultdict(list)
         for request in waiting:
             if not request.solo:
-                lines[request.model, request.tenant, request.priority, request.bucket].append(request)
+                place = self.bound(request)
+                lines[request.model, request.tenant, request.priority, request.bucket, place].append(request)
         for line in lines.values():
             line.sort(key=lambda request: request.seq)
             kept = [one.state is RequestState.QUEUED for one in line if one.state is not RequestState.EXPIRED]
@@ -147,12 +175,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in self.submitted:
             assert request.state is not RequestState.QUEUED or request.deadline_ns > self.now
 
-    @rule(data=st.data(), compute_ns=st.sampled_from([0, 1, MS, 50 * MS]), fails=st.booleans())
+    @rule(
+        data=st.data(),
+        compute_ns=st.sampled_from([0, 1, MS, 50 * MS]),
+        fails=st.booleans(),
+        failed=st.sampled_from([False, False, True]),
+    )
     @precondition(lambda self: any(self.in_flight.values()))
-    def complete(self, data: st.DataObject, compute_ns: int, fails: bool) -> None:
+    def complete(self, data: st.DataObject, compute_ns: int, fails: bool, failed: bool) -> None:
         worker = data.draw(st.sampled_from([worker for worker, batches in self.in_flight.items() if batches]))
         batch = self.in_flight[worker].pop(0)
-        self.scheduler.complete(self.now, batch, compute_ns)
+        self.scheduler.complete(self.now, batch, compute_ns, failed=failed)
         again = self.scheduler.retry_alone(self.now, batch) if fails else []
         self.requeued += len(again)
         assert not again or (set(again) == set(batch.requests) and batch.model != 2)
@@ -202,6 +235,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.depth = depth
         self.scheduler.set_global(GlobalPolicy(depth, ageing_ns))
 
+    @rule(worker=st.sampled_from(WORKERS), weight=st.sampled_from([0.01, 1.0, 100.0]), health=st.floats(0.01, 1.0))
+    def judge_device(self, worker: int, weight: float, health: float) -> None:
+        self.scheduler.set_device_weight(f"cpu:{worker}", weight)
+        self.scheduler.set_device_health(f"cpu:{worker}", health)
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def replica_goes_and_comes(self, worker: int) -> None:
+        if worker in self.in_flight:
+            self.scheduler.remove_replica(self.now, worker, 0)
+            self.scheduler.add_replica(self.now, worker, 0)
+
     @rule(model=st.sampled_from(MODELS))
     def give_up_hope_and_take_heart(self, model: int) -> None:
         self.refuse(self.scheduler.expect_replica(self.now, model, False, "gone"))
@@ -236,6 +280,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for worker in statistics.workers:
             batches = self.in_flight[worker.worker_id]
             assert worker.in_flight_batches == len(batches)
+            assert 0 < worker.health <= 1
             assert worker.outstanding_ns == sum(batch.predicted_ns for batch in batches)
 
     def teardown(self) -> None:
