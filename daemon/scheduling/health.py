@@ -12,7 +12,7 @@ as long as normal, and up to SLOW_FROM nothing is called slow: one page fault is
 While nothing happens, trust and slowness come back to 1: half of what is missing in RECOVERY_HALF_LIFE_NS. A device
 that is still bad loses it again with its next batches. Health is never 0, so it gets those. It only changes when a
 batch comes back or outside knowledge does, never by time alone: whom a balance policy chooses stays chosen until
-something happens.
+something happens. Speed is only watched in batches of models with several replicas: elsewhere there is no choice.
 """
 
 from collections.abc import Hashable
@@ -44,6 +44,9 @@ NORMALS_MAX: Final = 1024
 """Kinds of batches remembered per device; beyond it the one seen first is learned anew."""
 
 
+_FORGETTING_RATE: Final = log(2) / NORMAL_HALF_LIFE_NS
+
+
 class Normal:
     """The usual time of one kind of batch: the mean of all at first, then one that forgets."""
 
@@ -61,7 +64,7 @@ class Normal:
         if self._samples == 1:
             self.mean_ns = float(compute_ns)
         # The share of a sample after dt is 1 - 2^(-dt / half-life), nearly dt · ln 2 / half-life.
-        share = min((now - self._at_ns) * log(2) / NORMAL_HALF_LIFE_NS, 0.5)
+        share = min((now - self._at_ns) * _FORGETTING_RATE, 0.5)
         self._at_ns = now
         self.mean_ns += max(share, 1 / self._samples) * (ratio - 1.0) * self.mean_ns
         return ratio if self._samples > NORMAL_SAMPLES_MIN else 1.0

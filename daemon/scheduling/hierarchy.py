@@ -38,15 +38,16 @@ def best_offer(
     for model in waiting:
         if worker.id not in model.replicas:
             continue
+        several = len(model.replicas) > 1
         for bucket in model.waiting:
-            if bucket.worker is not None and bucket.worker is not worker:
+            if several and chosen_worker(bucket) is not worker:
                 continue
             cost = model.costs.of(bucket.key, worker.device)
             reason = release_reason(now, bucket, cost, model.policy, idle=not worker.in_flight, draining=draining)
             if reason is None:
                 continue
             offer = _offer(now, worker, bucket, ageing_ns, reason)
-            if (best is None or offer < best) and chosen_worker(bucket) is worker:
+            if best is None or offer < best:
                 best = offer
     return best
 

@@ -153,8 +153,10 @@ class ModelQueue:
 
     def push(self, request: Request) -> None:
         """Queue a request, new or back from a lost worker."""
-        worker = self.balance.bound(request.session) if self.binds and request.session else None
-        key = request.bucket if worker is None else (request.bucket, worker)
+        key, worker = request.bucket, None
+        if self.binds and request.session:
+            worker = self.balance.bound(request.session)
+            key = (key, worker)
         bucket = self.buckets.get(key)
         if bucket is None:
             bucket = self.buckets[key] = BucketQueue(self, request.bucket, worker)

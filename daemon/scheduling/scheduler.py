@@ -195,21 +195,22 @@ class Scheduler(Generic[R]):
                 model.costs.learn(batch.bucket, worker.device, batch.rows, compute_ns)
             excess_ns = compute_ns - batch.predicted_ns
             worker.clocks[batch.priority].correct(batch.model, excess_ns, model.policy.weight)
-        self._judge(now, worker, batch, compute_ns, failed=failed)
-
-    def _judge(self, now: int, worker: Worker, batch: Batch[R], compute_ns: int, *, failed: bool) -> None:
-        """What the batch says about the health of its worker, and to the balance policy."""
+        worker.health.recover(now)
         if failed:
             worker.failed += 1
             worker.health.failed(now)
-        elif compute_ns > 0:
-            worker.health.measured(now, (batch.model, batch.bucket, batch.rows), compute_ns)
-        replicas = batch.queue.replicas
-        if len(replicas) > 1:
-            for replica in replicas.values():
-                replica.health.recover(now)
-            if not failed:
-                batch.queue.balance.completed(now, worker, batch)
+        if len(model.replicas) > 1:
+            self._compare(now, worker, batch, compute_ns, failed=failed)
+
+    def _compare(self, now: int, worker: Worker, batch: Batch[R], compute_ns: int, *, failed: bool) -> None:
+        """Learn from a completed batch which of the model's replicas is to be preferred."""
+        model = batch.queue
+        for replica in model.replicas.values():
+            replica.health.recover(now)
+        if not failed:
+            model.balance.completed(now, worker, batch)
+            if compute_ns > 0:
+                worker.health.measured(now, (batch.model, batch.bucket, batch.rows), compute_ns)
 
     def retry_alone(self, now: int, batch: Batch[R]) -> list[R]:  # noqa: ARG002 - as in cancel()
         """The model failed on a completed batch of several requests: those returned run again, each alone.

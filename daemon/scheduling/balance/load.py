@@ -25,21 +25,25 @@ class _LowestScore(BalancePolicy):
 
     def best(self, free: Sequence[Worker], bucket: BucketQueue) -> Worker:
         """The one of `free`, which is not empty, with the lowest score, or the least recently used of about equals."""
-        scores = [self.score(worker, bucket) for worker in free]
+        scores = self.scores(free, bucket)
         limit = ALIKE * min(scores)
-        equals = [worker for worker, score in zip(free, scores, strict=True) if score <= limit]
-        return min(equals, key=lambda worker: worker.used_at)
+        best: Worker | None = None
+        for worker, score in zip(free, scores, strict=True):
+            if score <= limit and (best is None or worker.used_at < best.used_at):
+                best = worker
+        assert best is not None
+        return best
 
     @abstractmethod
-    def score(self, worker: Worker, bucket: BucketQueue) -> float:
-        """How bad it would be to give the next batch of `bucket` to `worker`; at least 0."""
+    def scores(self, free: Sequence[Worker], bucket: BucketQueue) -> list[float]:
+        """How bad it would be to give the next batch of `bucket` to each of `free`; at least 0."""
 
 
 class LeastConnections(_LowestScore):
     """The fewest batches in flight, this one included, by health: (batches + 1) / health."""
 
-    def score(self, worker: Worker, bucket: BucketQueue) -> float:  # noqa: ARG002
-        return (len(worker.in_flight) + 1) / worker.health.factor
+    def scores(self, free: Sequence[Worker], bucket: BucketQueue) -> list[float]:  # noqa: ARG002
+        return [(len(worker.in_flight) + 1) / worker.health.factor for worker in free]
 
 
 class LeastWork(_LowestScore):
@@ -49,11 +53,13 @@ class LeastWork(_LowestScore):
     it is used, and a prediction that was too high is corrected.
     """
 
-    def score(self, worker: Worker, bucket: BucketQueue) -> float:
-        model = bucket.model
-        rows = min(bucket.rows, model.policy.max_batch)
-        own_ns = model.costs.of(bucket.key, worker.device).predicted_ns(rows)
-        return (worker.outstanding_ns + own_ns) / worker.health.factor
+    def scores(self, free: Sequence[Worker], bucket: BucketQueue) -> list[float]:
+        rows = min(bucket.rows, bucket.model.policy.max_batch)
+        key, cost_of = bucket.key, bucket.model.costs.of
+        return [
+            (worker.outstanding_ns + cost_of(key, worker.device).predicted_ns(rows)) / worker.health.factor
+            for worker in free
+        ]
 
 
 class PowerOfTwo(LeastWork):
@@ -100,10 +106,15 @@ class FastestResponse(_LowestScore):
         self._now = 0
         """The time of the last answer of any."""
 
-    def score(self, worker: Worker, bucket: BucketQueue) -> float:
+    def scores(self, free: Sequence[Worker], bucket: BucketQueue) -> list[float]:
+        half_life_ns = bucket.model.policy.response_half_life_ns
+        return [self.expected_ns(worker, half_life_ns) / worker.health.factor for worker in free]
+
+    def expected_ns(self, worker: Worker, half_life_ns: int) -> float:
+        """How long a batch would take from release to answer, as far as is known."""
         average_ns, at_ns = self._averages.get(worker.id, (0.0, 0))
-        fading: float = 2.0 ** ((at_ns - self._now) / bucket.model.policy.response_half_life_ns)
-        return average_ns * fading * (len(worker.in_flight) + 1) / worker.health.factor
+        fading: float = 2.0 ** ((at_ns - self._now) / half_life_ns)
+        return average_ns * fading * (len(worker.in_flight) + 1)
 
     def completed(self, now: int, worker: Worker, batch: Batch[Any]) -> None:
         response_ns = now - batch.released_ns

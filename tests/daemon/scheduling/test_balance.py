@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request
 from tensord.daemon.scheduling.balance import BALANCE_POLICIES
-from tensord.daemon.scheduling.balance.load import LeastWork
+from tensord.daemon.scheduling.balance.load import FastestResponse, LeastWork
 from tensord.daemon.scheduling.balance.mixing import mixed
 from tensord.daemon.scheduling.model import ModelQueue
 from tensord.daemon.scheduling.queues import BucketQueue
@@ -20,13 +21,13 @@ from .rig import MS, Rig, make
 UNBOUND = [name for name in BALANCE_POLICIES if "hash" not in name]
 
 
-def fleet(balance: str, workers: int, *, depth: int = 2, **policy: object) -> Rig:
-    """A model of one row per batch with a replica on each of some workers."""
+def fleet(balance: str, workers: int, *, depth: int = 2, max_batch: int = 1, **policy: Any) -> Rig:
+    """A model with a replica on each of some workers; one row is a full batch."""
     rig = Rig()
     rig.scheduler.set_global(GlobalPolicy(depth, ageing_ns=0))
     rig.add_workers(*range(2, workers + 1))
-    values = {"balance": balance, "max_batch": 1, "window_ns": 0, **policy}
-    rig.model(workers=tuple(range(1, workers + 1)), **values)
+    replicas = tuple(range(1, workers + 1))
+    rig.model(workers=replicas, balance=balance, max_batch=max_batch, window_ns=0, **policy)
     return rig
 
 
@@ -240,9 +241,9 @@ def test_fastest_response_averages_with_its_half_life() -> None:
     rig.complete(second)
     rig.complete(other)
     assert first.worker == second.worker
-    (bucket,) = [BucketQueue(rig.scheduler._models[0], "b")]
-    score = policy.score(rig.scheduler._workers[first.worker], bucket)  # type: ignore[attr-defined]
-    assert score == pytest.approx(8 * MS / 2 + 12 * MS / 2)
+    assert isinstance(policy, FastestResponse)
+    expected_ns = policy.expected_ns(rig.scheduler._workers[first.worker], 100 * MS)
+    assert expected_ns == pytest.approx(8 * MS / 2 + 12 * MS / 2)
 
 
 def test_fastest_response_tries_a_slow_replica_again_as_its_average_fades() -> None:

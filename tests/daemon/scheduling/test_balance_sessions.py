@@ -93,10 +93,10 @@ def test_a_ring_has_all_points_of_all_replicas() -> None:
 # ── in the scheduler ────────────────────────────────────────────────────────────────────────────
 
 
-def fleet(balance: str, workers: int = 3, **policy: object) -> Rig:
+def fleet(balance: str, workers: int = 3, *, max_batch: int = 4) -> Rig:
     rig = Rig()
     rig.add_workers(*range(2, workers + 1))
-    rig.model(workers=tuple(range(1, workers + 1)), **{"balance": balance, "max_batch": 4, "window_ns": 0, **policy})
+    rig.model(workers=tuple(range(1, workers + 1)), balance=balance, max_batch=max_batch, window_ns=0)
     return rig
 
 
@@ -113,7 +113,7 @@ def of_worker(rig: Rig, worker_id: int, count: int) -> list[int]:
 
 def sessions_of(batches: list[Batch[Request]]) -> dict[int, set[int]]:
     """The sessions that each worker got."""
-    got = defaultdict(set)
+    got: dict[int, set[int]] = defaultdict(set)
     for batch in batches:
         got[batch.worker] |= {request.session for request in batch.requests}
     return got

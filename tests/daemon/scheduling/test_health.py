@@ -201,6 +201,33 @@ def test_a_sick_worker_recovers_while_others_work() -> None:
     assert factors(rig) == [pytest.approx(0.75), 1.0]
 
 
+def test_the_only_worker_recovers_too() -> None:
+    rig = Rig()
+    rig.model()
+    for failed in (True, False):
+        rig.submit(make())
+        rig.complete(rig.only(), failed=failed)
+        rig.now += RECOVERY_HALF_LIFE_NS
+    rig.submit(make())
+    rig.complete(rig.only())
+    assert factors(rig) == [pytest.approx(0.875)]
+
+
+def test_speed_is_watched_where_there_is_a_choice() -> None:
+    rig = Rig()
+    rig.add_workers(2)
+    rig.model(balance="round_robin", workers=(1, 2))
+    for step in range(200):
+        rig.submit(make())
+        batch = rig.only()
+        compute_ns = 3 * MS if batch.worker == 1 and step > 100 else MS
+        rig.now += compute_ns
+        rig.complete(batch, compute_ns)
+    slow, well = factors(rig)
+    assert slow < 0.6
+    assert well == 1.0
+
+
 def test_a_device_keeps_its_health_over_a_restart() -> None:
     rig = Rig()
     rig.model()

@@ -144,7 +144,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         return worker.id
 
     def check_order(self, waiting: list[Request]) -> None:
-        """Of one model, tenant, class, bucket and, where sessions are bound, worker nobody was left behind by a later."""
+        """Of one model, tenant, class, bucket and, where it is bound, worker nobody was left behind by a later one."""
         lines = defaultdict(list)
         for request in waiting:
             if not request.solo:
