@@ -233,11 +233,18 @@ class FrontEnd:
         self._connections_max = general["connections_max"]
         self.users.set_knobs(general, values.tenants)
         self.scheduler.set_global(GlobalPolicy.of(general))
+        for device in {port.device for port in self._ports.values()}:
+            self._weigh(device)
         for model in self.models.by_index.values():
             policy = self._policy(model)
             self.scheduler.set_policy(model.index, policy)
         self._block.words[Word.EPOCH] = values.epoch
         self._send(m.KnobsApplied(values.epoch))
+
+    def _weigh(self, device: str) -> None:
+        """Tell the scheduler the weight in force of a device."""
+        values: dict[str, Any] = {**self._knobs.general, **self._knobs.devices.get(device, {})}
+        self.scheduler.set_device_weight(device, values["device_weight"])
 
     def _policy(self, model: Model) -> ModelPolicy:
         """The model's knobs in force, taken over by the model and as the scheduler's policy."""
@@ -255,6 +262,7 @@ class FrontEnd:
         port = WorkerPort(joined.worker, joined.device, joined.generation, fds)
         self._ports[joined.worker] = port
         self.scheduler.add_worker(joined.worker, joined.device)
+        self._weigh(joined.device)
         self._loop.add_reader(port.bell.fileno(), self._answered, port)
 
     def _remove_worker(self, now: int, worker: int) -> None:
@@ -317,7 +325,8 @@ class FrontEnd:
         if error is None:
             self._take_sizes(batch, data_sizes)
         del self._running[batch_id]
-        self.scheduler.complete(now, batch, compute_ns)
+        failed = error is not None and error.fault in (Fault.DAEMON, Fault.OPERATOR)
+        self.scheduler.complete(now, batch, compute_ns, failed=failed)
         return batch, compute_ns, error
 
     def _take_sizes(self, batch: Batch[InferRequest], data_sizes: tuple[int, ...]) -> None:

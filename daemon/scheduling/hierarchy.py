@@ -38,13 +38,16 @@ def best_offer(
     for model in waiting:
         if worker.id not in model.replicas:
             continue
+        several = len(model.replicas) > 1
         for bucket in model.waiting:
+            if several and chosen_worker(bucket) is not worker:
+                continue
             cost = model.costs.of(bucket.key, worker.device)
             reason = release_reason(now, bucket, cost, model.batching, idle=not worker.in_flight, draining=draining)
             if reason is None:
                 continue
             offer = _offer(now, worker, bucket, ageing_ns, reason)
-            if (best is None or offer < best) and chosen_worker(bucket, offer.leader) is worker:
+            if best is None or offer < best:
                 best = offer
     return best
 
@@ -55,11 +58,14 @@ def _offer(now: int, worker: Worker, bucket: BucketQueue, ageing_ns: int, reason
     return Offer(place.priority, tag, *place[1:], reason)
 
 
-def chosen_worker(bucket: BucketQueue, leader: Request) -> Worker | None:
-    """The worker for the batch that `leader` leads; None, or one without a free place: it has to wait.
+def chosen_worker(bucket: BucketQueue) -> Worker | None:
+    """The worker for the next batch of `bucket`; None, or one without a free place: it has to wait.
 
-    A bucket waits as long as a worker empties its pipeline for one of its suspects, lest every worker did.
+    A bucket that is not bound to a worker waits as long as one empties its pipeline for one of its suspects, lest all
+    workers did.
     """
+    if bucket.worker is not None:
+        return bucket.worker
     replicas = tuple(bucket.model.replicas.values())
     if len(replicas) == 1:
         return replicas[0]
@@ -67,17 +73,14 @@ def chosen_worker(bucket: BucketQueue, leader: Request) -> Worker | None:
         suspect = worker.reserved_for
         if suspect is not None and suspect.home is not None and suspect.home.level.bucket is bucket:
             return None
-    return bucket.model.balance.choose(replicas, leader)
+    return bucket.model.balance.choose(replicas, bucket)
 
 
-def next_release_ns(now: int, model: ModelQueue, ageing_ns: int, *, draining: bool) -> int | None:
-    """When best_offer() could find something of `model` if nothing else happens; None: not before an event.
-
-    It did not find anything at `now`.
-    """
+def next_release_ns(model: ModelQueue, *, draining: bool) -> int | None:
+    """When best_offer() could find something of `model` if nothing else happens; None: not before an event."""
     earliest_ns: int | None = None
     for bucket in model.waiting:
-        worker = chosen_worker(bucket, bucket.first(now, ageing_ns).leader) if model.replicas else None
+        worker = chosen_worker(bucket) if model.replicas else None
         if worker is None or not worker.has_place():
             continue
         cost = model.costs.of(bucket.key, worker.device)

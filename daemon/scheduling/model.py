@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Hashable
+from operator import attrgetter
 from typing import Any, Final
 
 from tensord.ipc.errors import TensordError
@@ -32,6 +33,7 @@ class ModelQueue:
         "accounts",
         "balance",
         "batching",
+        "binds",
         "buckets",
         "cancelled",
         "completed",
@@ -83,7 +85,9 @@ class ModelQueue:
         self.costs = CostTable()
         self.batching: FixedBatching = BATCHINGS[policy.batching](policy, self.costs)
         self.replicas: dict[int, Worker] = {}
-        """The workers that have it loaded, by id."""
+        """The workers that have it loaded, by id; changed by add_replica() and remove_replica()."""
+        self.binds = False
+        """Sessions may be bound: there is more than one replica, and the balance policy has them stick."""
         self.expected = False
         """A replica is being loaded, so requests may wait although there is none."""
         self.reason = "no worker has loaded it"
@@ -91,6 +95,7 @@ class ModelQueue:
         self.removed = False
         """remove_model() was called; what is in flight of it still ends."""
         self.buckets: dict[Hashable, BucketQueue] = {}
+        """By bucket, and those of bound sessions by (bucket, worker)."""
         self.waiting: dict[BucketQueue, None] = {}
         """The buckets with requests, in the order in which they got their first."""
         self._waiting_models = {} if waiting_models is None else waiting_models
@@ -117,6 +122,7 @@ class ModelQueue:
         """Obey another policy from now on. What waits keeps waiting, sorted by the new order."""
         if policy.balance != self.policy.balance:
             self.balance = BALANCE_POLICIES[policy.balance]()
+            self._rebind()
         changed = policy.order != self.policy.order
         if policy.batching == self.policy.batching:
             self.batching.obey(policy)
@@ -150,11 +156,45 @@ class ModelQueue:
             costs = [self.costs.of(request.bucket, device).predicted_ns(request.rows) for device in devices]
             request.predicted_ns = sum(costs) // len(costs)
 
+    def add_replica(self, worker: Worker) -> None:
+        """The worker has it loaded and may take its batches."""
+        self.replicas[worker.id] = worker
+        self._rebind()
+
+    def remove_replica(self, worker_id: int) -> None:
+        """The worker gets no more batches. What is bound to it finds another."""
+        del self.replicas[worker_id]
+        self._rebind()
+
+    def _rebind(self) -> None:
+        """Balance policy or replicas have changed: let what waits find its worker again.
+
+        Between two calls a request has one queue only. That matters because queues are emptied lazily: one that moved
+        would come to life again in the queue that it left. So all queues are made anew: O(n log n) for n requests.
+        """
+        replicas = tuple(self.replicas.values())
+        self.balance.set_replicas(replicas)
+        bound_before = self.binds
+        self.binds = self.balance.binds and len(replicas) > 1
+        if not bound_before and not self.binds:
+            return
+        waiting = [request for bucket in self.waiting for level in bucket.levels for request in level.ages.living()]
+        waiting.sort(key=attrgetter("seq"))
+        self.buckets.clear()
+        self.waiting.clear()
+        self.queued = 0
+        for request in waiting:
+            self.push(request)
+
     def push(self, request: Request) -> None:
         """Queue a request, new or back from a lost worker."""
-        bucket = self.buckets.get(request.bucket)
+        key, worker = request.bucket, None
+        if self.binds and request.session:
+            worker = self.balance.bound(request.session)
+            key = (key, worker)
+        bucket = self.buckets.get(key)
         if bucket is None:
-            bucket = self.buckets[request.bucket] = BucketQueue(self, request.bucket)
+            bucket = self.buckets[key] = BucketQueue(self, request.bucket, worker)
         if not bucket.count:
             if not self.waiting:
                 self._waiting_models[self] = None
@@ -214,7 +254,7 @@ class ModelQueue:
         if not bucket.count:
             del self.waiting[bucket]
             if len(self.buckets) > BUCKETS_KEPT:
-                del self.buckets[bucket.key]
+                del self.buckets[bucket.key if bucket.worker is None else (bucket.key, bucket.worker)]
             if not self.waiting:
                 del self._waiting_models[self]
                 self.accounts.clear()
@@ -249,13 +289,16 @@ class ModelQueue:
         if account.round > self.round:
             self.round = account.round
 
-    def learn(self, now: int, batch: Batch[Any], device: str, compute_ns: int) -> None:
-        """A batch took `compute_ns` (above 0) of device time."""
+    def charge(self, now: int, batch: Batch[Any], compute_ns: int) -> None:
+        """A batch used `compute_ns` (above 0) of device time, whatever came of it."""
         self.device_ns += compute_ns
-        self.costs.learn(batch.bucket, device, batch.rows, compute_ns)
-        self.batching.learn(now, batch)
         if self.policy.order == "mlfq":
             self.flows.charge(now, batch.requests, compute_ns)
+
+    def learn(self, now: int, batch: Batch[Any], device: str, compute_ns: int) -> None:
+        """A batch took so long, as others of its kind will."""
+        self.costs.learn(batch.bucket, device, batch.rows, compute_ns)
+        self.batching.learn(now, batch)
 
     def refuse(self, request: Request, error: TensordError) -> TensordError:
         """Count a refusal at submission."""

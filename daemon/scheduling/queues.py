@@ -1,7 +1,7 @@
 """Where requests wait: a bucket holds three priority classes, a class its tenants, a tenant its ordered requests.
 
     ModelQueue (model.py)
-    └── BucketQueue     requests that may share a batch
+    └── BucketQueue     requests that may share a batch; where sessions are bound, one per replica and one for the rest
         └── Level       one per priority class
             └── TenantQueue, in a Ring     sorted by the order policy
 
@@ -23,6 +23,7 @@ from .tenants import Account, Ring
 
 if TYPE_CHECKING:
     from .model import ModelQueue
+    from .workers import Worker
 
 TENANTS_KEPT: Final = 16
 """Empty tenant queues that a level keeps for the next request; with more it drops them all."""
@@ -178,11 +179,13 @@ class Level:
 class BucketQueue:
     """The requests of one model that may share a batch."""
 
-    __slots__ = ("count", "deadlines", "key", "levels", "model", "rows")
+    __slots__ = ("count", "deadlines", "key", "levels", "model", "rows", "worker")
 
-    def __init__(self, model: "ModelQueue", key: Hashable) -> None:
+    def __init__(self, model: "ModelQueue", key: Hashable, worker: "Worker | None" = None) -> None:
         self.model = model
         self.key = key
+        self.worker = worker
+        """The replica that alone may take them, as the balance policy has bound their sessions; None: any may."""
         self.count = 0
         """Living requests."""
         self.rows = 0

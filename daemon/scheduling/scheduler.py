@@ -28,8 +28,10 @@ A batch is released by the rule in batching.py: full, worker idle, window over, 
 more rows is only worth it while the worker has something to do: an idle one takes what there is, unless the model's
 batching defers. A request of more rows than a batch runs alone; its driver may cut it first, by parts() (split.py).
 
-Where a model has several replicas, its balance policy picks one among those with a free place, and only that one
-gets the batch. Execution time is learned per model, bucket and device (cost.py); all predictions come from there.
+Where a model has several replicas, its balance policy (balance/) picks one among those with a free place, and only
+that one gets the batch; or it binds each session to one, and then every replica has a queue of its own for them. A
+device that errs or slows down gets less for a while (health.py). Execution time is learned per model, bucket and
+device (cost.py); all predictions come from there.
 
 A worker that dies makes suspects of all requests it held: they go back to their old place and run again alone, on a
 worker that has nothing else in flight (it is *reserved*: it empties its pipeline first), so that the second death
@@ -47,6 +49,7 @@ from typing import Any, Final, Generic, cast
 from tensord.ipc.errors import TensordError
 
 from .admission import admit
+from .health import Health
 from .hierarchy import Offer, best_offer, next_release_ns
 from .model import ModelQueue
 from .policy import GlobalPolicy, ModelPolicy
@@ -71,6 +74,9 @@ class Scheduler(Generic[R]):
         self._policy = policy or GlobalPolicy()
         self._models: dict[int, ModelQueue] = {}
         self._workers: dict[int, Worker] = {}
+        self._weights: dict[str, float] = {}
+        self._healths: dict[str, Health] = {}
+        """By device, as a restarted worker takes over both."""
         self._waiting: dict[ModelQueue, None] = {}
         """The models for which something waits: what is decided costs nothing for the others, however many they are."""
         self._draining = False
@@ -80,8 +86,6 @@ class Scheduler(Generic[R]):
         """Expired, but not yet returned by expire()."""
         self._deadline_ns = _NEVER
         """No queued request has an earlier deadline; the true earliest may be later."""
-        self._dispatched_ns = 0
-        """When dispatch() was called last."""
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────
 
@@ -127,7 +131,6 @@ class Scheduler(Generic[R]):
 
     def dispatch(self, now: int) -> list[Batch[R]]:
         """All batches that should go to workers now, one per worker and round."""
-        self._dispatched_ns = now
         batches: list[Batch[R]] = []
         changed = bool(self._waiting)
         while changed:
@@ -168,16 +171,20 @@ class Scheduler(Generic[R]):
         batch = Batch(
             self._released, model, leader.bucket, worker.id, requests, rows, reason, now, predicted_ns, priority
         )
+        if len(model.replicas) > 1:
+            model.balance.released(worker, batch)
         worker.start(batch, model.policy.weight)
         model.running += len(requests)
         model.released[reason] += 1
         model.released_rows += rows
         return batch
 
-    def complete(self, now: int, batch: Batch[R], compute_ns: int) -> None:
+    def complete(self, now: int, batch: Batch[R], compute_ns: int, *, failed: bool = False) -> None:
         """A batch came back after `compute_ns` of device time (0: unknown); its place is free again.
 
-        What became of its requests is the driver's business. A batch of a worker that was removed is ignored.
+        What became of its requests is the driver's business. `failed` says that the device or the daemon is at
+        fault, not the model or a request: that lowers the device's health, and its time is no example for others.
+        A batch of a worker that was removed is ignored.
         """
         worker = self._workers.get(batch.worker)
         if worker is None or not worker.finish(batch):
@@ -188,9 +195,27 @@ class Scheduler(Generic[R]):
         model.running -= len(requests)
         model.completed += len(requests)
         if compute_ns > 0:
-            model.learn(now, batch, worker.device, compute_ns)
+            model.charge(now, batch, compute_ns)
+            if not failed:
+                model.learn(now, batch, worker.device, compute_ns)
             excess_ns = compute_ns - batch.predicted_ns
             worker.clocks[batch.priority].correct(batch.model, excess_ns, model.policy.weight)
+        worker.health.recover(now)
+        if failed:
+            worker.failed += 1
+            worker.health.failed(now)
+        if len(model.replicas) > 1:
+            self._compare(now, worker, batch, compute_ns, failed=failed)
+
+    def _compare(self, now: int, worker: Worker, batch: Batch[R], compute_ns: int, *, failed: bool) -> None:
+        """Learn from a completed batch which of the model's replicas is to be preferred."""
+        model = batch.queue
+        for replica in model.replicas.values():
+            replica.health.recover(now)
+        if not failed:
+            model.balance.completed(now, worker, batch)
+            if compute_ns > 0:
+                worker.health.measured(now, (batch.model, batch.bucket, batch.rows), compute_ns)
 
     def retry_alone(self, now: int, batch: Batch[R]) -> list[R]:  # noqa: ARG002 - as in cancel()
         """The model failed on a completed batch of several requests: those returned run again, each alone.
@@ -211,7 +236,7 @@ class Scheduler(Generic[R]):
             return self._overdue[0].deadline_ns
         wake_ns = _NEVER
         for model in self._waiting:
-            release_ns = next_release_ns(self._dispatched_ns, model, self._policy.ageing_ns, draining=self._draining)
+            release_ns = next_release_ns(model, draining=self._draining)
             wake_ns = min(wake_ns, self._deadline_ns, _NEVER if release_ns is None else release_ns)
         return None if wake_ns == _NEVER else wake_ns
 
@@ -272,7 +297,27 @@ class Scheduler(Generic[R]):
     def add_worker(self, worker_id: int, device: str) -> None:
         """A worker is there; it has no replica yet. The id of a removed worker may be used again."""
         assert worker_id not in self._workers
-        self._workers[worker_id] = Worker(worker_id, device, self._policy.pipeline_depth)
+        worker = Worker(worker_id, device, self._policy.pipeline_depth, self._health_of(device))
+        worker.weight = self._weights.get(device, 1.0)
+        self._workers[worker_id] = worker
+
+    def set_device_weight(self, device: str, weight: float) -> None:
+        """The share of batches (above 0) that a device gets by weighted round robin, now and after a restart."""
+        assert weight > 0
+        self._weights[device] = weight
+        for worker in self._workers.values():
+            if worker.device == device:
+                worker.weight = weight
+
+    def set_device_health(self, device: str, factor: float) -> None:
+        """Others say, until they say otherwise, what the device is worth (above 0, at most 1) of what it is when well.
+
+        For what batches cannot tell, or only later, such as the throttle reasons of NVML.
+        """
+        self._health_of(device).set_outside(factor)
+
+    def _health_of(self, device: str) -> Health:
+        return self._healths.setdefault(device, Health())
 
     def remove_worker(self, now: int, worker_id: int) -> Lost[R]:  # noqa: ARG002 - as in cancel()
         """The worker died: its replicas are gone, and what it had in flight runs again or is refused.
@@ -282,7 +327,7 @@ class Scheduler(Generic[R]):
         """
         worker = self._workers.pop(worker_id)
         for model in worker.models.values():
-            del model.replicas[worker_id]
+            model.remove_replica(worker_id)
         lost: Lost[R] = Lost([], [])
         for batch in worker.in_flight.values():
             part = take_back(batch)
@@ -297,12 +342,12 @@ class Scheduler(Generic[R]):
     def add_replica(self, now: int, worker_id: int, key: int) -> None:  # noqa: ARG002 - as in cancel()
         """The worker has loaded the model and may get its batches."""
         model, worker = self._models[key], self._workers[worker_id]
-        model.replicas[worker_id] = worker
+        model.add_replica(worker)
         worker.models[key] = model
 
     def remove_replica(self, now: int, worker_id: int, key: int) -> None:  # noqa: ARG002 - as in cancel()
         """The worker gets no more batches of the model; those in flight still complete."""
-        del self._models[key].replicas[worker_id]
+        self._models[key].remove_replica(worker_id)
         self._workers[worker_id].remove_model(key)
 
     @property

@@ -64,6 +64,12 @@ class WorkerStatistics:
     """Predicted device time of those, in nanoseconds."""
     reserved: bool
     """It empties its pipeline for a suspect request, or runs one."""
+    weight: float
+    """The device's share of batches by weighted round robin."""
+    health: float
+    """Of the device, above 0 to 1: it errs, or is slower than it was, where this is less (health.py)."""
+    failed_batches: int
+    """Batches that failed through the fault of the device or of the daemon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,4 +123,7 @@ def worker_statistics(worker: Worker) -> WorkerStatistics:
         in_flight_batches=len(worker.in_flight),
         outstanding_ns=worker.outstanding_ns,
         reserved=worker.reserved_for is not None,
+        weight=worker.weight,
+        health=worker.health.factor,
+        failed_batches=worker.failed,
     )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from tensord.ipc.limits import PRIORITY_CLASSES
 
 from .fairness import ShareClock
+from .health import Health
 from .request import Batch, Request
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ class Worker:
     __slots__ = (
         "clocks",
         "device",
+        "failed",
+        "health",
         "id",
         "in_flight",
         "models",
@@ -24,13 +27,20 @@ class Worker:
         "pipeline_depth",
         "reserved_for",
         "used_at",
+        "weight",
     )
 
-    def __init__(self, worker_id: int, device: str, pipeline_depth: int) -> None:
+    def __init__(self, worker_id: int, device: str, pipeline_depth: int, health: Health | None = None) -> None:
         self.id = worker_id
         self.device = device
         self.pipeline_depth = pipeline_depth
         """Batches that may be in flight at once."""
+        self.weight = 1.0
+        """The device's share of batches by weighted round robin; above 0."""
+        self.health = health or Health()
+        """The device's, over all its workers."""
+        self.failed = 0
+        """Batches that failed through the fault of the device or of the daemon."""
         self.models: dict[int, ModelQueue] = {}
         """The models that have a replica here, by key."""
         self.in_flight: dict[int, Batch[Any]] = {}

@@ -43,6 +43,11 @@ class Rig:
         self.scheduler: Scheduler[Request] = Scheduler(GlobalPolicy(ageing_ns=0))
         self.scheduler.add_worker(1, "cpu:0")
 
+    def add_workers(self, *worker_ids: int) -> None:
+        """Worker n is on "cpu:n-1", as worker 1 is."""
+        for worker_id in worker_ids:
+            self.scheduler.add_worker(worker_id, f"cpu:{worker_id - 1}")
+
     def model(self, key: int = 0, *, workers: tuple[int, ...] = (1,), idempotent: bool = True, **policy: Any) -> None:
         self.scheduler.add_model(key, f"m{key}", ModelPolicy(**policy), idempotent=idempotent)
         for worker_id in workers:
@@ -63,8 +68,8 @@ class Rig:
         (batch,) = self.dispatch()
         return batch
 
-    def complete(self, batch: Batch[Request], compute_ns: int = MS) -> None:
-        self.scheduler.complete(self.now, batch, compute_ns)
+    def complete(self, batch: Batch[Request], compute_ns: int = MS, *, failed: bool = False) -> None:
+        self.scheduler.complete(self.now, batch, compute_ns, failed=failed)
 
     def run_all(self, compute_ns: int = MS) -> list[Batch[Request]]:
         """Run until nothing is left; the batches in order of release."""

@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, RequestState, Scheduler
+from tensord.daemon.scheduling.balance import BALANCE_POLICIES
 from tensord.daemon.scheduling.order import ORDER_POLICIES
 from tensord.ipc.errors import QueueFull, TensordError
 
@@ -13,7 +14,7 @@ from .reference import place
 from .rig import FAR_NS, MS, make
 
 MODELS = (0, 1, 2)
-WORKERS = (1, 2)
+WORKERS = (1, 2, 3)
 ENDED = (RequestState.DONE, RequestState.EXPIRED, RequestState.CANCELLED, RequestState.REFUSED)
 
 policies = st.builds(
@@ -22,6 +23,8 @@ policies = st.builds(
     window_ns=st.sampled_from([0, MS, 20 * MS]),
     queue_max=st.sampled_from([3, 1000]),
     weight=st.sampled_from([0.5, 1.0, 3.0]),
+    balance=st.sampled_from(list(BALANCE_POLICIES)),
+    response_half_life_ns=st.sampled_from([MS, 1000 * MS]),
     retries=st.integers(0, 2),
     order=st.sampled_from(list(ORDER_POLICIES)),
     mlfq_levels=st.integers(2, 4),
@@ -76,11 +79,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         rows=st.sampled_from([1, 1, 1, 2, 3, 9]),
         patience_ns=st.sampled_from([0, MS, 30 * MS, FAR_NS, FAR_NS]),
         flow=st.integers(0, 2),
+        session=st.integers(0, 5),
+        other_session=st.integers(0, 5),
     )
     def submit(
-        self, count: int, model: int, bucket: str, tenant: str, priority: int, rows: int, patience_ns: int, flow: int
+        self,
+        count: int,
+        model: int,
+        bucket: str,
+        tenant: str,
+        priority: int,
+        rows: int,
+        patience_ns: int,
+        flow: int,
+        session: int,
+        other_session: int,
     ) -> None:
-        for _ in range(count):
+        for number in range(count):
             request = make(
                 model=model,
                 bucket=bucket,
@@ -90,6 +105,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 arrival_ns=self.now,
                 deadline_ns=self.now + patience_ns,
                 flow=flow,
+                session=(session, other_session)[number % 2],
             )
             queued = self.queued(model)
             error = self.scheduler.submit(self.now, request)
@@ -123,17 +139,31 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert request.state is RequestState.RUNNING
             assert request.deadline_ns > self.now
             assert not request.solo or len(requests) == 1
+        for request in requests:
+            assert self.bound(request) in (None, batch.worker)
         neighbours = [request for other in self.in_flight[batch.worker] for request in other.requests]
         assert not any(request.solo for request in neighbours)
         assert not (requests[0].solo and neighbours)
         assert len(self.in_flight[batch.worker]) < self.depth
 
+    def bound(self, request: Request) -> int | None:
+        """The worker that alone may run the request, as its balance policy says."""
+        model = self.scheduler._models[request.model]
+        if not request.session or not model.balance.binds or len(model.replicas) < 2:
+            return None
+        worker = model.balance.bound(request.session)
+        assert worker is not None
+        assert model.replicas[worker.id] is worker
+        return worker.id
+
     def check_order(self, waiting: list[Request]) -> None:
-        """Of one model, tenant, class and bucket nobody was left behind by one that should go later."""
+        """Of one model, tenant, class, bucket and, where it is bound, worker nobody was left behind by one that should
+        go later."""
         lines = defaultdict(list)
         for request in waiting:
             if not request.solo:
-                lines[request.model, request.tenant, request.priority, request.bucket].append(request)
+                worker = self.bound(request)
+                lines[request.model, request.tenant, request.priority, request.bucket, worker].append(request)
         for (model, *_), line in lines.items():
             order, level = self.policies[model].order, self.scheduler._models[model].flows.level
             line.sort(key=lambda request: place(order, request, self.now, self.ageing_ns, level))
@@ -160,12 +190,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in self.submitted:
             assert request.state is not RequestState.QUEUED or request.deadline_ns > self.now
 
-    @rule(data=st.data(), compute_ns=st.sampled_from([0, 1, MS, 50 * MS]), fails=st.booleans())
+    @rule(
+        data=st.data(),
+        compute_ns=st.sampled_from([0, 1, MS, 50 * MS]),
+        fails=st.booleans(),
+        failed=st.sampled_from([False, False, True]),
+    )
     @precondition(lambda self: any(self.in_flight.values()))
-    def complete(self, data: st.DataObject, compute_ns: int, fails: bool) -> None:
+    def complete(self, data: st.DataObject, compute_ns: int, fails: bool, failed: bool) -> None:
         worker = data.draw(st.sampled_from([worker for worker, batches in self.in_flight.items() if batches]))
         batch = self.in_flight[worker].pop(0)
-        self.scheduler.complete(self.now, batch, compute_ns)
+        self.scheduler.complete(self.now, batch, compute_ns, failed=failed)
         again = self.scheduler.retry_alone(self.now, batch) if fails else []
         self.requeued += len(again)
         assert not again or (set(again) == set(batch.requests) and batch.model != 2)
@@ -215,6 +250,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.depth, self.ageing_ns = depth, ageing_ns
         self.scheduler.set_global(GlobalPolicy(depth, ageing_ns))
 
+    @rule(worker=st.sampled_from(WORKERS), weight=st.sampled_from([0.01, 1.0, 100.0]), health=st.floats(0.01, 1.0))
+    def judge_device(self, worker: int, weight: float, health: float) -> None:
+        self.scheduler.set_device_weight(f"cpu:{worker}", weight)
+        self.scheduler.set_device_health(f"cpu:{worker}", health)
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def replica_goes_and_comes(self, worker: int) -> None:
+        if worker in self.in_flight:
+            self.scheduler.remove_replica(self.now, worker, 0)
+            self.scheduler.add_replica(self.now, worker, 0)
+
     @rule(model=st.sampled_from(MODELS))
     def give_up_hope_and_take_heart(self, model: int) -> None:
         self.refuse(self.scheduler.expect_replica(self.now, model, False, "gone"))
@@ -249,6 +295,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for worker in statistics.workers:
             batches = self.in_flight[worker.worker_id]
             assert worker.in_flight_batches == len(batches)
+            assert 0 < worker.health <= 1
             assert worker.outstanding_ns == sum(batch.predicted_ns for batch in batches)
 
     def teardown(self) -> None:

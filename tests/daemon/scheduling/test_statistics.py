@@ -110,6 +110,9 @@ def test_a_worker_is_told_with_what_it_has_in_flight() -> None:
         in_flight_batches=1,
         outstanding_ns=batch.predicted_ns,
         reserved=False,
+        weight=1.0,
+        health=1.0,
+        failed_batches=0,
     )
     rig.scheduler._workers[1].reserved_for = make()
     assert worker_statistics(rig.scheduler._workers[1]).reserved

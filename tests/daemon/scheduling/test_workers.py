@@ -22,6 +22,7 @@ def batch(number: int, *, model: int = 0, predicted_ns: int = 100, priority: int
 def test_a_new_worker_is_idle(worker: Worker) -> None:
     assert (worker.id, worker.device, worker.models, worker.in_flight) == (4, "cpu:0", {}, {})
     assert (worker.outstanding_ns, worker.used_at, worker.reserved_for) == (0, 0, None)
+    assert (worker.weight, worker.health.factor, worker.failed) == (1.0, 1.0, 0)
     assert worker.has_place()
 
 
