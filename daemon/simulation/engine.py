@@ -9,7 +9,7 @@ end. A batch then takes `latency_ns` there and as much back; meanwhile nobody is
 one after the other, in the order in which they were released to it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
@@ -73,7 +73,7 @@ class Engine:
         policy: GlobalPolicy | None = None,
         hop: Hop | None = None,
     ) -> None:
-        """Requests of workload number k come from sources[k]."""
+        """Requests of workload number k come from sources[k]; the same source may make several workloads."""
         self.scheduler: Scheduler[SimulatedRequest] = Scheduler(policy or GlobalPolicy())
         self.now = 0
         self._tally = tally
@@ -95,8 +95,9 @@ class Engine:
 
     def run(self, until_ns: int = NEVER) -> None:
         """Until then, or until nothing is left to do."""
-        for source in self._sources:
-            self._expect(source.first())
+        for source in dict.fromkeys(self._sources):
+            for request in source.first():
+                self._expect(request)
         events = self._events
         while True:
             event_ns = min(events[0][0], self._wake_ns) if events else self._wake_ns
@@ -106,10 +107,9 @@ class Engine:
             self._turn(now)
         self._tally.close(min(until_ns, self.now))
 
-    def _expect(self, requests: Iterable[SimulatedRequest | None]) -> None:
-        for request in requests:
-            if request is not None:
-                heappush(self._events, (request.sent_ns, next(self._unique), request))
+    def _expect(self, request: SimulatedRequest | None) -> None:
+        if request is not None:
+            heappush(self._events, (request.sent_ns, next(self._unique), request))
 
     def _turn(self, now: int) -> None:
         """One turn of the front end."""
@@ -145,11 +145,11 @@ class Engine:
             self._reply(*run)
         for request, error in refused:
             retry_ms = error.retry_after_ms or 0
-            self._expect([self._sources[request.workload].ended(request, self._free_ns, retry_ms * 1_000_000)])
+            self._expect(self._sources[request.workload].ended(request, self._free_ns, retry_ms * 1_000_000))
 
     def _submit(self, now: int, request: SimulatedRequest) -> TensordError | None:
         request.arrival_ns = now
-        self._expect([self._sources[request.workload].after(request)])
+        self._expect(self._sources[request.workload].after(request))
         error = self.scheduler.submit(now, request)
         if error is None:
             self._tally.queued(request)
@@ -180,6 +180,4 @@ class Engine:
         now = self._free_ns
         self._tally.answer(batch, begun_ns, ended_ns, now)
         for request in batch.requests:
-            following = self._sources[request.workload].ended(request, now, None)
-            if following is not None:
-                heappush(self._events, (following.sent_ns, next(self._unique), following))
+            self._expect(self._sources[request.workload].ended(request, now, None))

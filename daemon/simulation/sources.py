@@ -16,24 +16,18 @@ class SimulatedRequest(Request):
 
     __slots__ = ("factor", "sent_ns", "workload")
 
-    def __init__(self, workload: int, spec: Workload, draw: Draw, sent_ns: int, flow: int) -> None:
+    def __init__(
+        self, workload: int, model: int, draw: Draw, sent_ns: int, deadline_ns: int, *, flow: int, nbytes: int = 0
+    ) -> None:
+        rows, bucket, tenant, priority, session, self.factor = draw
+        """Of its service time (see Service)."""
         super().__init__(
-            spec.model,
-            draw.bucket,
-            draw.tenant,
-            draw.priority,
-            draw.rows,
-            sent_ns,
-            sent_ns + spec.deadline_ns,
-            draw.session,
-            flow=draw.session or flow,
-            nbytes=draw.rows * spec.row_bytes,
+            model, bucket, tenant, priority, rows, sent_ns, deadline_ns, session, flow=session or flow, nbytes=nbytes
         )
         self.workload = workload
+        """Its number: whose source it came from."""
         self.sent_ns = sent_ns
         """When the client sent it; `arrival_ns` is when the front end came to it."""
-        self.factor = draw.factor
-        """Of its service time (see Service)."""
 
 
 class Source(Protocol):
@@ -69,9 +63,7 @@ class OpenSource:
 class ClosedSource:
     """Clients that wait for their answer, think, and ask again. They do not begin all at once, but after a thought."""
 
-    def __init__(
-        self, clients: int, make: Callable[[int, int], SimulatedRequest], think_ns: Iterator[int]
-    ) -> None:
+    def __init__(self, clients: int, make: Callable[[int, int], SimulatedRequest], think_ns: Iterator[int]) -> None:
         self._clients = clients
         self._make = make
         self._think_ns = think_ns
@@ -92,9 +84,13 @@ class ClosedSource:
 def source_of(number: int, workload: Workload, shape: Shape, seed: Sequence[int]) -> Source:
     """The source of workload `number`; its service times have `shape`."""
     drawn = draws(workload, shape, (*seed, number))
+    model, deadline_ns, row_bytes = workload.model, workload.deadline_ns, workload.row_bytes
 
     def make(sent_ns: int, flow: int) -> SimulatedRequest:
-        return SimulatedRequest(number, workload, next(drawn), sent_ns, flow)
+        draw = next(drawn)
+        return SimulatedRequest(
+            number, model, draw, sent_ns, sent_ns + deadline_ns, flow=flow, nbytes=draw[0] * row_bytes
+        )
 
     if workload.arrivals is Arrivals.CLOSED:
         return ClosedSource(workload.clients, make, think_times_ns(workload, (*seed, number)))

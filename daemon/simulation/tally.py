@@ -72,10 +72,15 @@ class Tally:
             self.arrived += 1
 
     def _left(self, request: SimulatedRequest, at_ns: int) -> None:
-        since_ns = max(request.sent_ns, self.from_ns)
+        since_ns = request.sent_ns
+        if since_ns < self.from_ns:
+            since_ns = self.from_ns
+        if at_ns > self.until_ns:
+            at_ns = self.until_ns
         self.waiting -= 1
         self._waiting_since_ns -= since_ns
-        self._waited_ns += max(0, min(at_ns, self.until_ns) - since_ns)
+        if at_ns > since_ns:
+            self._waited_ns += at_ns - since_ns
 
     def refuse(self, request: SimulatedRequest, code: int, now: int) -> None:
         """It gets an error, without having been accepted."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -11,8 +11,6 @@ from .shapes import Kind, Numbers, Shape
 
 CHUNK: Final = 1_024
 """Requests that are drawn at once."""
-
-T = TypeVar("T")
 
 
 class Arrivals(StrEnum):
@@ -79,16 +77,9 @@ class Workload:
     """From arrival."""
 
 
-class Draw(NamedTuple):
-    """One request, but when it comes."""
-
-    rows: int
-    bucket: str
-    tenant: str
-    priority: int
-    session: int
-    factor: float
-    """Of its service time (see Service)."""
+Draw: TypeAlias = tuple[int, str, str, int, int, float]
+"""One request, but when it comes: rows, bucket, tenant, priority, session, and the factor of its service time (see
+Service)."""
 
 
 def streams(seed: Sequence[int]) -> Iterator[np.random.Generator]:
@@ -105,14 +96,14 @@ def draws(workload: Workload, shape: Shape, seed: Sequence[int]) -> Iterator[Dra
     )
     while True:
         session = sessions.integers(1, workload.sessions + 1, CHUNK).tolist() if workload.sessions else [0] * CHUNK
-        yield from map(
-            Draw,
+        yield from zip(
             workload.rows.draw(rows, CHUNK),
             workload.buckets.draw(buckets, CHUNK),
             workload.tenants.draw(tenants, CHUNK),
             workload.priorities.draw(priorities, CHUNK),
             session,
             shape.draw(factors, CHUNK).tolist(),
+            strict=True,
         )
 
 
