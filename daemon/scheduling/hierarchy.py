@@ -50,20 +50,9 @@ def best_offer(
 
 
 def _offer(now: int, worker: Worker, bucket: BucketQueue, ageing_ns: int, reason: ReleaseReason) -> Offer:
-    """The best of the bucket's priority classes: one of them is a whole offer, so it is only compared."""
-    model = bucket.model
-    best: Offer | None = None
-    for level in bucket.levels:
-        if level.count:
-            priority, leader = level.leader(now, ageing_ns)
-            assert leader.home is not None
-            account, order = leader.home.account, leader.home.order
-            tag = worker.clocks[priority].start_tag(model.key)
-            offer = Offer(priority, tag, account.round, account.turn, order.key(leader), leader.seq, leader, reason)
-            if best is None or offer < best:
-                best = offer
-    assert best is not None
-    return best
+    place = bucket.first(now, ageing_ns)
+    tag = worker.clocks[place.priority].start_tag(bucket.model.key)
+    return Offer(place.priority, tag, *place[1:], reason)
 
 
 def chosen_worker(bucket: BucketQueue, leader: Request) -> Worker | None:
@@ -81,11 +70,14 @@ def chosen_worker(bucket: BucketQueue, leader: Request) -> Worker | None:
     return bucket.model.balance.choose(replicas, leader)
 
 
-def next_release_ns(model: ModelQueue, *, draining: bool) -> int | None:
-    """When best_offer() could find something of `model` if nothing else happens; None: not before an event."""
+def next_release_ns(now: int, model: ModelQueue, ageing_ns: int, *, draining: bool) -> int | None:
+    """When best_offer() could find something of `model` if nothing else happens; None: not before an event.
+
+    It did not find anything at `now`.
+    """
     earliest_ns: int | None = None
     for bucket in model.waiting:
-        worker = chosen_worker(bucket, bucket.head) if model.replicas else None
+        worker = chosen_worker(bucket, bucket.first(now, ageing_ns).leader) if model.replicas else None
         if worker is None or not worker.has_place():
             continue
         cost = model.costs.of(bucket.key, worker.device)

@@ -48,7 +48,7 @@ class LazyQueue:
             if len(self._late) >= self._sweep_at:
                 self._sweep()
 
-    def peek(self) -> Request | None:
+    def peek(self, now: int = 0) -> Request | None:  # noqa: ARG002 - for the order policies that go by it
         """The living request with the lowest key; None where there is none. Dead ones before it are dropped."""
         main = self._main
         while main and main[0].home is None:

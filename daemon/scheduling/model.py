@@ -1,17 +1,18 @@
 """One model version as the scheduler sees it: its policy, what waits for it, where it is loaded, what it counted."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable
-from typing import Final
+from collections.abc import Hashable
+from typing import Any, Final
 
 from tensord.ipc.errors import TensordError
 
 from .balance import BALANCE_POLICIES, BalancePolicy
 from .cost import CostTable
-from .order import ORDER_POLICIES, OrderPolicy
+from .order import BY_SERVICE_TIME, ORDER_POLICIES, OrderPolicy
+from .order_mlfq import Flows
 from .policy import ModelPolicy
 from .queues import BucketQueue
-from .request import ReleaseReason, Request, RequestState
+from .request import Batch, ReleaseReason, Request, RequestState
 from .tenants import Account
 from .workers import Worker
 
@@ -36,11 +37,12 @@ class ModelQueue:
         "device_ns",
         "expected",
         "expired",
+        "flows",
         "idempotent",
         "key",
-        "make_order",
         "name",
         "policy",
+        "predicts",
         "queued",
         "reason",
         "refused",
@@ -71,7 +73,10 @@ class ModelQueue:
         self.idempotent = idempotent
         self.policy = policy
         self.balance: BalancePolicy = BALANCE_POLICIES[policy.balance]()
-        self.make_order: Callable[[], OrderPolicy] = ORDER_POLICIES[policy.order]
+        self.flows = Flows(policy)
+        """What the order `mlfq` knows of the connections and sessions."""
+        self.predicts = policy.order in BY_SERVICE_TIME
+        """What waits has its `predicted_ns`."""
         self.costs = CostTable()
         self.replicas: dict[int, Worker] = {}
         """The workers that have it loaded, by id."""
@@ -107,13 +112,34 @@ class ModelQueue:
         """Obey another policy from now on. What waits keeps waiting, sorted by the new order."""
         if policy.balance != self.policy.balance:
             self.balance = BALANCE_POLICIES[policy.balance]()
-        if policy.order != self.policy.order:
-            self.make_order = ORDER_POLICIES[policy.order]
-            for bucket in self.buckets.values():
-                for level in bucket.levels:
-                    for tenant in level.tenants.values():
-                        tenant.reorder(self.make_order)
+        changed = policy.order != self.policy.order
         self.policy = policy
+        if changed:
+            self._reorder()
+        else:
+            self.flows.obey(policy)
+
+    def _reorder(self) -> None:
+        self.flows = Flows(self.policy)
+        self.predicts = self.policy.order in BY_SERVICE_TIME
+        for bucket in self.buckets.values():
+            for level in bucket.levels:
+                if self.predicts:
+                    for request in level.ages.living():
+                        self._predict(request)
+                for tenant in level.tenants.values():
+                    tenant.reorder(self.make_order())
+
+    def make_order(self) -> OrderPolicy:
+        """An empty queue for one tenant, bucket and class."""
+        return ORDER_POLICIES[self.policy.order](self.flows)
+
+    def _predict(self, request: Request) -> None:
+        """Fix what the request would take alone, on average over the replicas, unless that is done already."""
+        if not request.predicted_ns:
+            devices = [worker.device for worker in self.replicas.values()] or [""]
+            costs = [self.costs.of(request.bucket, device).predicted_ns(request.rows) for device in devices]
+            request.predicted_ns = sum(costs) // len(costs)
 
     def push(self, request: Request) -> None:
         """Queue a request, new or back from a lost worker."""
@@ -124,6 +150,8 @@ class ModelQueue:
             if not self.waiting:
                 self._waiting_models[self] = None
             self.waiting[bucket] = None
+        if self.predicts:
+            self._predict(request)
         bucket.push(request)
         self.queued += 1
 
@@ -134,7 +162,7 @@ class ModelQueue:
         bucket.remove(request, state)
         self._left(bucket, 1)
 
-    def take(self, leader: Request, device: str) -> list[Request]:
+    def take(self, leader: Request, device: str, now: int, ageing_ns: int) -> list[Request]:
         """Take the requests of a batch that `leader` leads on `device`."""
         assert leader.home is not None
         bucket = leader.home.level.bucket
@@ -142,14 +170,14 @@ class ModelQueue:
         if len(self.accounts) > 1:
             cost = self.costs.of(bucket.key, device)
             row_ns = cost.predicted_ns(rows_max) / rows_max
-            taken, shares = bucket.take(leader, rows_max, row_ns)
+            taken, shares = bucket.take(leader, rows_max, row_ns, now, ageing_ns)
             rows = sum(shares.values())
             # The price was that of a full batch; what this one costs is known only now.
             excess_ns = cost.predicted_ns(rows) / rows - row_ns
             for account, share in shares.items():
                 account.charge(share * excess_ns)
         else:
-            taken, _ = bucket.take(leader, rows_max, 0.0)
+            taken, _ = bucket.take(leader, rows_max, 0.0, now, ageing_ns)
         self._left(bucket, len(taken))
         return taken
 
@@ -211,6 +239,13 @@ class ModelQueue:
         """A tenant is being served: newcomers join in its round."""
         if account.round > self.round:
             self.round = account.round
+
+    def learn(self, now: int, batch: Batch[Any], device: str, compute_ns: int) -> None:
+        """A batch took `compute_ns` (above 0) of device time."""
+        self.device_ns += compute_ns
+        self.costs.learn(batch.bucket, device, batch.rows, compute_ns)
+        if self.policy.order == "mlfq":
+            self.flows.charge(now, batch.requests, compute_ns)
 
     def refuse(self, request: Request, error: TensordError) -> TensordError:
         """Count a refusal at submission."""

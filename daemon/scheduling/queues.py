@@ -8,9 +8,11 @@
 Counts are exact at every level; the queues themselves are emptied lazily (see LazyQueue).
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
+from functools import partial
+from math import inf
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tensord.ipc.limits import BATCH_REQUESTS_MAX, PRIORITY_CLASSES
 
@@ -32,30 +34,76 @@ _QUEUED: Final = RequestState.QUEUED
 
 
 class TenantQueue:
-    """One tenant's requests of one bucket and priority class."""
+    """One tenant's requests of one bucket and priority class.
 
-    __slots__ = ("account", "count", "level", "listed", "name", "order")
+    Ageing stands above the order policy: a request that has waited for `ageing_ns` goes before all that have not,
+    and of several the oldest. 0 turns it off.
+    """
+
+    __slots__ = ("account", "ages", "count", "level", "listed", "name", "order")
 
     def __init__(self, level: "Level", name: str, account: Account, order: OrderPolicy) -> None:
         self.level = level
         self.name = name
         self.account = account
-        self.order = order
         self.count = 0
         """Living requests."""
         self.listed = False
         """Whether the level's ring has an entry for it."""
+        self._obey(order)
+
+    def _obey(self, order: OrderPolicy) -> None:
+        self.order = order
+        self.ages: LazyQueue | None = None if order.by_age else LazyQueue(_by_seq)
+        """All of them, the oldest first; None where the order is that already."""
+
+    def first(self, now: int, ageing_ns: int) -> Request | None:
+        """The request that goes first; None where there is none."""
+        if ageing_ns and self.ages is not None:
+            oldest = self.ages.peek()
+            if oldest is not None and now - oldest.arrival_ns >= ageing_ns:
+                return oldest
+        return self.order.peek(now)
+
+    def key(self, request: Request, now: int, ageing_ns: int) -> float:
+        """What its requests are sorted by, lowest first, then by `seq`: comparable between the queues of one model."""
+        if ageing_ns and self.ages is not None and now - request.arrival_ns >= ageing_ns:
+            return -inf
+        return self.order.key(request, now)
 
     def leave(self) -> None:
         """The ring has dropped this empty queue; the next request of the tenant makes a new one."""
         self.listed = False
         self.level.tenants.pop(self.name, None)
 
-    def reorder(self, make_order: Callable[[], OrderPolicy]) -> None:
-        """Sort by another policy from now on."""
-        waiting, self.order = self.order.living(), make_order()
+    def reorder(self, order: OrderPolicy) -> None:
+        """Sort by another policy from now on; it is still empty."""
+        waiting = sorted(self.order.living(), key=_by_seq)
+        self._obey(order)
         for request in waiting:
-            self.order.push(request)
+            order.push(request)
+            if self.ages is not None:
+                self.ages.push(request)
+
+    def clear(self) -> None:
+        """Nothing is alive any more: let go of what lazy deletion has left."""
+        self.order.clear()
+        if self.ages is not None:
+            self.ages.clear()
+
+
+class Place(NamedTuple):
+    """Where the leader of a class stands among those of its model. The lowest goes first; no two have one `seq`."""
+
+    priority: int
+    """The class it counts for, ageing counted."""
+    round: int
+    """With `turn`, the tenant's place in its model's deficit round robin (tenants.py)."""
+    turn: int
+    order_key: float
+    """The place among the tenant's requests."""
+    seq: int
+    leader: Request
 
 
 class Level:
@@ -81,6 +129,8 @@ class Level:
         self.count += 1
         request.home = tenant
         tenant.order.push(request)
+        if tenant.ages is not None:
+            tenant.ages.push(request)
         self.ages.push(request)
 
     def _join(self, name: str, tenant: TenantQueue | None) -> TenantQueue:
@@ -101,7 +151,7 @@ class Level:
         Ageing raises those that have waited long. Where the tenant whose turn it is has waited less long than
         the oldest of the level, the oldest goes first: turns may not keep anybody waiting for ever.
         """
-        leader = self.ring.first().order.peek()
+        leader = self.ring.first().first(now, ageing_ns)
         assert leader is not None
         if not self.priority or not ageing_ns:
             return self.priority, leader
@@ -121,7 +171,7 @@ class Level:
         if len(self.tenants) > TENANTS_KEPT:
             self.tenants.clear()
         for tenant in self.tenants.values():
-            tenant.order.clear()
+            tenant.clear()
             tenant.listed = False
 
 
@@ -161,7 +211,23 @@ class BucketQueue:
         if not self.count:
             self.clear()
 
-    def take(self, leader: Request, rows_max: int, row_ns: float) -> tuple[list[Request], dict[Account, int]]:
+    def first(self, now: int, ageing_ns: int) -> Place:
+        """The best of the leaders of its classes; at least one request is waiting."""
+        best: Place | None = None
+        for level in self.levels:
+            if level.count:
+                priority, leader = level.leader(now, ageing_ns)
+                assert leader.home is not None
+                account, key = leader.home.account, leader.home.key(leader, now, ageing_ns)
+                place = Place(priority, account.round, account.turn, key, leader.seq, leader)
+                if best is None or place < best:
+                    best = place
+        assert best is not None
+        return best
+
+    def take(
+        self, leader: Request, rows_max: int, row_ns: float, now: int, ageing_ns: int
+    ) -> tuple[list[Request], dict[Account, int]]:
         """Take the requests of a batch: the leader, then class by class whoever has the turn, while they fit.
 
         A leader that is a suspect, or larger than a batch, goes alone. Where the next request does not fit, the
@@ -176,24 +242,34 @@ class BucketQueue:
             self.model.advance_round(account)
             account.charge(rows * row_ns)
         if self.count and not leader.solo:
-            filled = self._fill(taken, rows, rows_max, row_ns, shares)
+            filled = self._fill(taken, rows, rows_max, row_ns, shares, now, ageing_ns)
             self.count -= len(taken) - 1
             self.rows -= filled - rows
             if not self.count:
                 self.clear()
         return taken, shares
 
-    def _fill(self, taken: list[Request], rows: int, rows_max: int, row_ns: float, shares: dict[Account, int]) -> int:
+    def _fill(
+        self,
+        taken: list[Request],
+        rows: int,
+        rows_max: int,
+        row_ns: float,
+        shares: dict[Account, int],
+        now: int,
+        ageing_ns: int,
+    ) -> int:
         """Append to `taken` what fits beside its `rows`; the rows of the whole."""
         for level in self.levels:
             while level.count:
                 tenant = level.ring.first()
-                account, peek, rows_before = tenant.account, tenant.order.peek, rows
+                account, rows_before = tenant.account, rows
+                peek = tenant.order.peek if tenant.ages is None else partial(tenant.first, ageing_ns=ageing_ns)
                 if row_ns:
                     self.model.advance_round(account)
                 closed = turn_over = False
                 while tenant.count and not turn_over:
-                    request = peek()
+                    request = peek(now)
                     assert request is not None
                     if rows + request.rows > rows_max or request.solo or len(taken) == BATCH_REQUESTS_MAX:
                         closed = True
@@ -217,12 +293,6 @@ class BucketQueue:
         for level in self.levels:
             if level.tenants:
                 level.clear()
-
-    @property
-    def head(self) -> Request:
-        """The request that goes first where nobody has aged; at least one is waiting."""
-        level = next(level for level in self.levels if level.count)
-        return level.leader(now=0, ageing_ns=0)[1]
 
     @property
     def oldest_arrival_ns(self) -> int:

@@ -16,7 +16,8 @@ What runs next on a worker that has a free place is decided level by level:
                       SIGCOMM 1996) with predicted device time, corrected when the batch is back. See fairness.py.
     tenant            deficit round robin (Shreedhar & Varghese, SIGCOMM 1995) in predicted device time, over all
                       buckets of the model. See tenants.py.
-    request           the model's order policy among all that the tenant has sent. See order.py.
+    request           the model's order policy among all that the tenant has sent. See order.py. Those that have waited
+                      `ageing_ns` go before it, the oldest first.
 
 That finds the batch's *leader*. The batch then fills with requests of the same model and bucket, class by class
 and tenant by tenant, lower classes too: rows that would stay empty cost nothing. It closes at the first request
@@ -34,7 +35,8 @@ worker that has nothing else in flight (it is *reserved*: it empties its pipelin
 convicts the right one (recovery.py).
 
 Cost: submit() and the share of a request in dispatch() and complete() are O(log tenants), and constant with one
-tenant; a released batch costs a look at every model and bucket that has requests waiting, and none at the others.
+tenant; orders other than FCFS add O(log n) of the n requests that wait in their queue. A released batch costs a look
+at every model and bucket that has requests waiting, and none at the others.
 Removing a request from the middle is lazy: it loses its home, and its entries are dropped when they come to a front.
 Queues are bounded by admission (admission.py); everything else here is proportional to what is queued.
 """
@@ -76,6 +78,8 @@ class Scheduler(Generic[R]):
         """Expired, but not yet returned by expire()."""
         self._deadline_ns = _NEVER
         """No queued request has an earlier deadline; the true earliest may be later."""
+        self._dispatched_ns = 0
+        """When dispatch() was called last."""
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────
 
@@ -121,6 +125,7 @@ class Scheduler(Generic[R]):
 
     def dispatch(self, now: int) -> list[Batch[R]]:
         """All batches that should go to workers now, one per worker and round."""
+        self._dispatched_ns = now
         batches: list[Batch[R]] = []
         changed = bool(self._waiting)
         while changed:
@@ -154,7 +159,7 @@ class Scheduler(Generic[R]):
     def _release(self, now: int, worker: Worker, offer: Offer) -> Batch[R]:
         leader, priority, reason = offer.leader, offer.priority, offer.reason
         model = self._models[leader.model]
-        requests = cast("list[R]", model.take(leader, worker.device))
+        requests = cast("list[R]", model.take(leader, worker.device, now, self._policy.ageing_ns))
         rows = sum([request.rows for request in requests])
         predicted_ns = model.costs.of(leader.bucket, worker.device).predicted_ns(rows)
         self._released += 1
@@ -166,7 +171,7 @@ class Scheduler(Generic[R]):
         model.released[reason] += 1
         return batch
 
-    def complete(self, now: int, batch: Batch[R], compute_ns: int) -> None:  # noqa: ARG002 - as in cancel()
+    def complete(self, now: int, batch: Batch[R], compute_ns: int) -> None:
         """A batch came back after `compute_ns` of device time (0: unknown); its place is free again.
 
         What became of its requests is the driver's business. A batch of a worker that was removed is ignored.
@@ -180,8 +185,7 @@ class Scheduler(Generic[R]):
         model.running -= len(requests)
         model.completed += len(requests)
         if compute_ns > 0:
-            model.device_ns += compute_ns
-            model.costs.learn(batch.bucket, worker.device, batch.rows, compute_ns)
+            model.learn(now, batch, worker.device, compute_ns)
             excess_ns = compute_ns - batch.predicted_ns
             worker.clocks[batch.priority].correct(batch.model, excess_ns, model.policy.weight)
 
@@ -204,7 +208,7 @@ class Scheduler(Generic[R]):
             return self._overdue[0].deadline_ns
         wake_ns = _NEVER
         for model in self._waiting:
-            release_ns = next_release_ns(model, draining=self._draining)
+            release_ns = next_release_ns(self._dispatched_ns, model, self._policy.ageing_ns, draining=self._draining)
             wake_ns = min(wake_ns, self._deadline_ns, _NEVER if release_ns is None else release_ns)
         return None if wake_ns == _NEVER else wake_ns
 

@@ -19,6 +19,7 @@ def make(
     arrival_ns: int = 0,
     deadline_ns: int = FAR_NS,
     session: int = 0,
+    flow: int = 0,
 ) -> Request:
     """A request whose fields stay out of the way unless they are given."""
     return Request(
@@ -30,6 +31,7 @@ def make(
         arrival_ns=arrival_ns,
         deadline_ns=deadline_ns,
         session=session,
+        flow=flow,
     )
 
 

@@ -1,6 +1,11 @@
+from collections import Counter
+
+import pytest
+
 from tensord.daemon.scheduling import RequestState
 from tensord.daemon.scheduling.lazy_queue import LazyQueue
 from tensord.daemon.scheduling.model import ACCOUNTS_SWEPT_MIN, BUCKETS_KEPT
+from tensord.daemon.scheduling.order import ORDER_POLICIES
 from tensord.ipc.errors import ModelUnavailable
 
 from .rig import FAR_NS, MS, Rig, make
@@ -127,16 +132,14 @@ def test_a_changed_policy_keeps_every_request_and_its_order() -> None:
     assert [one for batch in rig.run_all() for one in batch.requests] == requests
 
 
-def test_an_exchanged_order_policy_keeps_every_request() -> None:
+@pytest.mark.parametrize("after", ORDER_POLICIES)
+@pytest.mark.parametrize("before", ORDER_POLICIES)
+def test_an_exchanged_order_policy_keeps_every_request(before: str, after: str) -> None:
     rig = Rig()
-    rig.model(max_batch=4)
-    rig.submit(*(requests := [make(tenant=f"t{index % 3}") for index in range(30)]))
-    model = rig.scheduler._models[0]
-    for bucket in model.buckets.values():
-        for level in bucket.levels:
-            for tenant in level.tenants.values():
-                tenant.reorder(model.make_order)
-    assert {one for batch in rig.run_all() for one in batch.requests} == set(requests)
+    rig.model(max_batch=4, order=before)
+    rig.submit(*(requests := [make(tenant=f"t{index % 3}", rows=1 + index % 4) for index in range(30)]))
+    rig.set_policy(max_batch=4, order=after)
+    assert Counter(one for batch in rig.run_all() for one in batch.requests) == Counter(requests)
 
 
 def test_expired_requests_are_returned_once_and_never_run() -> None:

@@ -3,6 +3,7 @@
 import weakref
 from itertools import count
 from operator import attrgetter
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
@@ -13,7 +14,7 @@ from tensord.daemon.scheduling import ModelPolicy, Request, RequestState
 from tensord.daemon.scheduling.lazy_queue import LazyQueue
 from tensord.daemon.scheduling.model import ModelQueue
 from tensord.daemon.scheduling.queues import TENANTS_KEPT, BucketQueue, Level
-from tensord.daemon.scheduling.tenants import QUANTUM_NS
+from tensord.daemon.scheduling.tenants import QUANTUM_NS, Account
 from tensord.ipc.limits import BATCH_REQUESTS_MAX, PRIORITY_CLASSES
 
 from .rig import FAR_NS, make
@@ -32,10 +33,12 @@ class Watched(Request):
 class Lifo(LazyQueue):
     """Last come, first served."""
 
-    def __init__(self) -> None:
-        super().__init__(self.key)
+    by_age: ClassVar = False
 
-    def key(self, request: Request) -> int:
+    def __init__(self) -> None:
+        super().__init__(lambda request: -request.seq)
+
+    def key(self, request: Request, now: int) -> float:
         return -request.seq
 
 
@@ -55,9 +58,19 @@ def push(bucket: BucketQueue, *requests: Request) -> None:
         bucket.push(request)
 
 
+def head(bucket: BucketQueue) -> Request:
+    """Whoever goes first where nobody has aged."""
+    return bucket.first(now=0, ageing_ns=0).leader
+
+
+def take_shares(bucket: BucketQueue, rows_max: int, row_ns: float) -> tuple[list[Request], dict[Account, int]]:
+    """The batch of whoever goes first, and who pays for it."""
+    return bucket.take(head(bucket), rows_max, row_ns, now=0, ageing_ns=0)
+
+
 def take(bucket: BucketQueue, rows_max: int, row_ns: float = 0.0) -> list[Request]:
     """The batch of whoever goes first."""
-    return bucket.take(bucket.head, rows_max, row_ns)[0]
+    return take_shares(bucket, rows_max, row_ns)[0]
 
 
 class Bucket(RuleBasedStateMachine):
@@ -111,7 +124,7 @@ class Bucket(RuleBasedStateMachine):
     @rule(rows_max=st.integers(1, 8), row_ns=st.sampled_from([0.0, QUANTUM_NS / 3, 5.0 * QUANTUM_NS]))
     def take(self, rows_max: int, row_ns: float) -> None:
         lines = self.in_line()
-        taken, shares = self.bucket.take(self.bucket.head, rows_max, row_ns)
+        taken, shares = take_shares(self.bucket, rows_max, row_ns)
         rows = sum(request.rows for request in taken)
         assert rows <= rows_max or len(taken) == 1
         assert len(taken) == 1 or not any(request.solo for request in taken)
@@ -149,9 +162,9 @@ class Bucket(RuleBasedStateMachine):
     @invariant()
     def the_first_the_oldest_and_the_most_urgent_are_known(self) -> None:
         if self.waiting:
-            head = self.bucket.head
-            assert head.priority == min(request.priority for request in self.waiting)
-            assert head is self.in_line()[head.tenant, head.priority][0]
+            first = head(self.bucket)
+            assert first.priority == min(request.priority for request in self.waiting)
+            assert first is self.in_line()[first.tenant, first.priority][0]
             assert self.bucket.oldest_arrival_ns == min(request.arrival_ns for request in self.waiting)
             assert self.bucket.earliest_deadline_ns == min(request.deadline_ns for request in self.waiting)
 
@@ -209,7 +222,7 @@ def test_a_batch_fills_class_by_class_up_to_the_first_that_does_not_fit(bucket: 
 
 def test_the_leader_need_not_be_the_first_in_line(bucket: BucketQueue) -> None:
     push(bucket, high := make(priority=0), leader := make(priority=2))
-    assert bucket.take(leader, 4, 0.0)[0] == [leader, high]
+    assert bucket.take(leader, 4, 0.0, now=0, ageing_ns=0)[0] == [leader, high]
 
 
 @pytest.mark.parametrize("rows", [4, 5])
@@ -234,7 +247,7 @@ def test_a_batch_holds_no_more_requests_than_a_descriptor(bucket: BucketQueue) -
 
 def test_tenants_pay_for_their_rows_and_take_turns(bucket: BucketQueue) -> None:
     push(bucket, *(make(tenant=name) for name in "aaabbb"))
-    taken, shares = bucket.take(bucket.head, 5, 0.4 * QUANTUM_NS)
+    taken, shares = take_shares(bucket, 5, 0.4 * QUANTUM_NS)
     assert [request.tenant for request in taken] == list("abaab")
     assert shares == {bucket.model.accounts["a"]: 3, bucket.model.accounts["b"]: 2}
 
@@ -265,7 +278,7 @@ def test_an_emptied_bucket_keeps_a_few_tenants_and_no_request(bucket: BucketQueu
         bucket.remove(request, RequestState.CANCELLED)
     level = bucket.levels[1]
     assert len(level.tenants) == kept
-    held = [bucket.deadlines.peek(), level.ages.peek(), *(tenant.order.peek() for tenant in level.tenants.values())]
+    held = [bucket.deadlines.peek(), level.ages.peek(), *(tenant.order.peek(0) for tenant in level.tenants.values())]
     assert held == [None] * (2 + kept)
     push(bucket, again := make(tenant="t1"))
     assert take(bucket, 8) == [again]
@@ -289,7 +302,7 @@ def test_a_tenant_that_has_nothing_more_leaves_when_its_turn_comes(bucket: Bucke
     leaving = tenants["a"]
     bucket.remove(gone, RequestState.CANCELLED)
     assert (sorted(tenants), leaving.listed) == (["a", "b"], True)
-    assert bucket.head.tenant == "b"
+    assert head(bucket).tenant == "b"
     assert (sorted(tenants), leaving.listed) == (["b"], False)
 
 
@@ -305,7 +318,7 @@ def test_another_order_sorts_what_waits_and_what_comes(bucket: BucketQueue) -> N
     push(bucket, *(requests := [make() for _ in range(4)]))
     bucket.remove(requests[2], RequestState.CANCELLED)
     (tenant,) = bucket.levels[1].tenants.values()
-    tenant.reorder(Lifo)
+    tenant.reorder(Lifo())
     push(bucket, newest := make())
     assert take(bucket, 8) == [newest, requests[3], requests[1], requests[0]]
 
