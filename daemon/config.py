@@ -119,7 +119,7 @@ def load_config(
     """
     origin = None if path is None else str(path)
     base = Path.cwd() if path is None else path.absolute().parent
-    document = {} if path is None else _read(path)
+    document = {} if path is None else read_toml(path)
     _check_keys(origin, "", document, _SECTIONS)
     sections = {name: _table(origin, name, document.get(name, {})) for name in _SECTIONS}
 
@@ -201,7 +201,8 @@ def assign_cores(devices: Iterable[str], cores: Sequence[int], origin: str | Non
 # ── the file's parts ────────────────────────────────────────────────────────────────────────────
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file. Raises ConfigError, whose line says why it cannot be read, and where."""
     try:
         text = path.read_bytes().decode()
         return tomllib.loads(text)

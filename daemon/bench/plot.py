@@ -6,6 +6,7 @@ from textwrap import wrap
 from typing import Final
 from xml.sax.saxutils import escape
 
+from ..svg import line, picture, round_step, text
 from .report import Column, Report
 
 WIDTH: Final = 880
@@ -30,38 +31,6 @@ NOTE_CHARACTERS: Final = 120
 TICKS: Final = 5
 """Steps of the y axis, at most."""
 
-LIGHT: Final = {
-    "paper": "fill: #ffffff",
-    "ink": "fill: #1c2330",
-    "dim": "fill: #5c677a",
-    "grid": "stroke: #e4e8ee",
-    "axis": "stroke: #8793a6",
-    "mark": "stroke: #8793a6",
-    "bar": "fill: #3b7dd8",
-    "tail": "fill: #e08a1e",
-    "note": "fill: #b46504",
-}
-DARK: Final = {
-    "paper": "fill: #12161d",
-    "ink": "fill: #e8ecf2",
-    "dim": "fill: #98a4b6",
-    "grid": "stroke: #262e3a",
-    "axis": "stroke: #6d7a8f",
-    "mark": "stroke: #6d7a8f",
-    "bar": "fill: #5b9cf2",
-    "tail": "fill: #f2ab4b",
-    "note": "fill: #f2ab4b",
-}
-"""Colours by class. Not custom properties: viewers other than browsers know none, and draw all of it black."""
-
-SHAPES: Final = """\
-svg { font: 12.5px ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
-      font-variant-numeric: tabular-nums; }
-.headline { font-size: 19px; font-weight: 600; }
-.name { font-weight: 600; }
-.mark { stroke-dasharray: 3 3; }
-"""
-
 FormatUs = Callable[[float | None], str]
 
 
@@ -72,28 +41,16 @@ def histogram_svg(report: Report, format_us: FormatUs) -> str:
     marks = _marks(report)
     notes = [line for warning in report.warnings for line in wrap(f"Warning: {warning}", NOTE_CHARACTERS)]
     parts = [
-        '<rect class="paper" width="100%" height="100%" rx="10"/>',
         *_head(report),
         *_y_axis(columns),
         *_x_axis(scale, format_us),
         *_bars(columns, scale, report.latency.p99_us, format_us),
         *_percentiles(marks, scale, format_us),
-        *(_text(MARGIN, HEIGHT + 6 + LINE_HEIGHT * number, note, "note") for number, note in enumerate(notes)),
+        *(text(MARGIN, HEIGHT + 6 + LINE_HEIGHT * number, note, "note") for number, note in enumerate(notes)),
     ]
     summary = ", ".join(f"{name} {format_us(value)}" for name, value in marks) or "no answer was measured"
     height = HEIGHT + LINE_HEIGHT * len(notes) + (8 if notes else 0)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'role="img">\n<title>{escape(f"Latency of {_title(report)}")}</title>\n<desc>{escape(summary)}</desc>\n'
-        f"<style>\n{_style()}</style>\n" + "\n".join(parts) + "\n</svg>\n"
-    )
-
-
-def _style() -> str:
-    def rules(colours: dict[str, str]) -> str:
-        return "".join(f".{name} {{ {colour}; }}\n" for name, colour in colours.items())
-
-    return f"{SHAPES}{rules(LIGHT)}@media (prefers-color-scheme: dark) {{\n{rules(DARK)}}}\n"
+    return picture(WIDTH, height, f"Latency of {_title(report)}", summary, parts)
 
 
 def _title(report: Report) -> str:
@@ -150,14 +107,6 @@ class _Scale:
 # ── parts ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _text(x: float, y: float, text: str, kind: str, anchor: str = "start", more: str = "") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
 def _head(report: Report) -> Iterator[str]:
     load, throughput = report.load, report.throughput
     rows = "1 row" if load.rows_per_request == 1 else f"{load.rows_per_request:,} rows"
@@ -165,48 +114,42 @@ def _head(report: Report) -> Iterator[str]:
         shape = f"closed loop, {load.clients:,} clients × {load.depth:,} in flight"
     else:
         shape = f"open loop, {load.rate_per_s:,.6g} {load.arrivals} arrivals/s, {load.clients:,} clients"
-    yield _text(MARGIN, 40, _title(report), "ink headline")
-    yield _text(WIDTH - MARGIN, 40, f"{throughput.requests_per_s:,.0f} requests/s", "ink headline", "end")
-    yield _text(MARGIN, 62, f"{shape}, {rows} each, {load.lane} lane", "dim")
+    yield text(MARGIN, 40, _title(report), "ink headline")
+    yield text(WIDTH - MARGIN, 40, f"{throughput.requests_per_s:,.0f} requests/s", "ink headline", "end")
+    yield text(MARGIN, 62, f"{shape}, {rows} each, {load.lane} lane", "dim")
     failed = report.requests.measured - report.requests.measured_answered
     answers = f"{report.latency.count:,} answered, {failed:,} failed in {load.measured_s:,.4g} s"
-    yield _text(WIDTH - MARGIN, 62, answers, "dim", "end")
+    yield text(WIDTH - MARGIN, 62, answers, "dim", "end")
 
 
 def _y_axis(columns: Sequence[Column]) -> Iterator[str]:
     top = _top_share(columns)
-    step = _round_step(top / TICKS)
+    step = round_step(top / TICKS)
     for number in range(round(top / step) + 1):
         y = BASE - PLOT_HEIGHT * number * step / top
-        yield _line(LEFT, y, WIDTH - RIGHT, y, "grid" if number else "axis")
-        yield _text(LEFT - 10, y + 4, f"{number * step:.3g} %", "dim", "end")
+        yield line(LEFT, y, WIDTH - RIGHT, y, "grid" if number else "axis")
+        yield text(LEFT - 10, y + 4, f"{number * step:.3g} %", "dim", "end")
     x, middle = MARGIN + 4, TOP + PLOT_HEIGHT / 2
-    yield _text(x, middle, "share of the requests", "dim", "middle", f' transform="rotate(-90 {x} {middle:.1f})"')
+    yield text(x, middle, "share of the requests", "dim", "middle", f' transform="rotate(-90 {x} {middle:.1f})"')
 
 
 def _top_share(columns: Sequence[Column]) -> float:
     """The top of the y axis, in percent: at least the highest column."""
     total = sum(column.count for column in columns)
     highest = max((column.count for column in columns), default=0) / total * 100 if total else 1.0
-    step = _round_step(highest / TICKS)
+    step = round_step(highest / TICKS)
     return math.ceil(highest / step - 1e-9) * step
-
-
-def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 2.5, 5 and 10 times a power of ten that is not less."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
 def _x_axis(scale: _Scale, format_us: FormatUs) -> Iterator[str]:
     for tick in scale.ticks_us():
         x = scale.x(tick)
-        yield _line(x, BASE, x, BASE + 5, "axis")
-        yield _text(x, BASE + 20, format_us(tick), "dim", "middle")
-    yield _text(LEFT + PLOT_WIDTH / 2, BASE + 48, "latency, on a logarithmic axis", "dim", "middle")
+        yield line(x, BASE, x, BASE + 5, "axis")
+        yield text(x, BASE + 20, format_us(tick), "dim", "middle")
+    yield text(LEFT + PLOT_WIDTH / 2, BASE + 48, "latency, on a logarithmic axis", "dim", "middle")
     x = WIDTH - RIGHT - 96
     yield f'<rect class="tail" x="{x}" y="{BASE + 38}" width="11" height="11" rx="2"/>'
-    yield _text(x + 17, BASE + 48, "the slowest 1 %", "dim")
+    yield text(x + 17, BASE + 48, "the slowest 1 %", "dim")
 
 
 def _bars(columns: Sequence[Column], scale: _Scale, p99_us: float | None, format_us: FormatUs) -> Iterator[str]:
@@ -235,14 +178,14 @@ def _percentiles(marks: Sequence[tuple[str, float]], scale: _Scale, format_us: F
     ends = [-math.inf] * FLAG_ROWS
     for name, value in marks:
         x = scale.x(value)
-        text = format_us(value)
+        shown = format_us(value)
         row = FLAG_ROWS - 1
         while row > 0 and ends[row - 1] < x:
             row -= 1
-        ends[row] = x + (len(name) + len(text) + 2) * CHARACTER_WIDTH
+        ends[row] = x + (len(name) + len(shown) + 2) * CHARACTER_WIDTH
         y = FLAGS_TOP + row * LINE_HEIGHT
-        yield _line(x, y - 10, x, BASE, "mark")
+        yield line(x, y - 10, x, BASE, "mark")
         yield (
             f'<text class="ink" x="{x + 5:.1f}" y="{y:.1f}"><tspan class="name">{escape(name)}</tspan> '
-            f"{escape(text)}</text>"
+            f"{escape(shown)}</text>"
         )

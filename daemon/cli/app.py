@@ -19,6 +19,8 @@ from .infer import infer
 from .inspecting import STATUS_EXAMPLES, models, status, version
 from .output import Failure, Refusal, complain
 from .serving import DEMO_EXAMPLES, SERVE_EXAMPLES, check_config, demo, serve
+from .simulating import EXAMPLES as SIMULATE_EXAMPLES
+from .simulating import simulate
 from .tuning import GET_EXAMPLES, SET_EXAMPLES, get_knobs, set_knobs
 
 app = typer.Typer(
@@ -35,6 +37,7 @@ app.command(epilog=SERVE_EXAMPLES)(serve)
 app.command(epilog=DEMO_EXAMPLES)(demo)
 app.command(epilog=INFER_EXAMPLES)(infer)
 app.command(epilog=BENCH_EXAMPLES)(bench)
+app.command(epilog=SIMULATE_EXAMPLES)(simulate)
 app.command()(models)
 app.command(epilog=STATUS_EXAMPLES)(status)
 app.command("get", epilog=GET_EXAMPLES)(get_knobs)

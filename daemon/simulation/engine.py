@@ -1,0 +1,183 @@
+"""The event loop in virtual time: it drives the scheduler as the front end does, with workers that only take time.
+
+The front end is one event loop, and so a server itself: all that has come by the time it is free is one turn
+
+    complete(…), submit(…), … → expire() → dispatch() → sleep until wake_at() or an event
+
+that keeps it busy for a time per request and per batch. What it releases and answers in a turn leaves at the turn's
+end. A batch then takes `latency_ns` there and as much back; meanwhile nobody is busy. A worker computes its batches
+one after the other, in the order in which they were released to it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count
+from typing import Final, NamedTuple, TypeAlias
+
+from tensord.ipc.errors import DeadlineExceeded, TensordError
+
+from ..scheduling.policy import GlobalPolicy, ModelPolicy
+from ..scheduling.request import Batch
+from ..scheduling.scheduler import Scheduler
+from .service import Service
+from .sources import SimulatedRequest, Source
+from .tally import Tally
+
+NEVER: Final = 2**62
+
+Run: TypeAlias = tuple[Batch[SimulatedRequest], int, int]
+"""A batch, and when its device began and ended it."""
+
+
+@dataclass(frozen=True)
+class Hop:
+    """What the way through the daemon costs, beside device time."""
+
+    latency_ns: int = 0
+    """From the front end to the worker, and as much back, per batch."""
+    request_ns: int = 0
+    """The front end's own time for a request: reading, submitting, answering."""
+    batch_ns: int = 0
+    """The same for a batch: releasing it and taking its answer."""
+
+
+@dataclass(frozen=True)
+class SimulatedModel:
+    """A model version."""
+
+    name: str
+    policy: ModelPolicy
+    service: Service
+    workers: Sequence[int]
+    """The ids of those that have it loaded."""
+
+
+class Device(NamedTuple):
+    """Where a worker computes."""
+
+    name: str
+    speed: float = 1.0
+    """Device time is divided by it."""
+
+
+class Engine:
+    """One simulation. Models are numbered in the order given; worker ids are the keys of `devices`."""
+
+    def __init__(
+        self,
+        models: Sequence[SimulatedModel],
+        devices: Mapping[int, Device],
+        sources: Sequence[Source],
+        tally: Tally,
+        policy: GlobalPolicy | None = None,
+        hop: Hop | None = None,
+    ) -> None:
+        """Requests of workload number k come from sources[k]; the same source may make several workloads."""
+        self.scheduler: Scheduler[SimulatedRequest] = Scheduler(policy or GlobalPolicy())
+        self.now = 0
+        self._tally = tally
+        self._hop = hop or Hop()
+        self._services = [model.service for model in models]
+        self._devices = devices
+        self._device_free_ns = dict.fromkeys(devices, 0)
+        self._sources = sources
+        self._events: list[tuple[int, int, SimulatedRequest | Run]] = []
+        self._unique = count()
+        self._wake_ns = NEVER
+        self._free_ns = 0
+        for worker, device in devices.items():
+            self.scheduler.add_worker(worker, device.name)
+        for key, model in enumerate(models):
+            self.scheduler.add_model(key, model.name, model.policy, idempotent=True)
+            for worker in model.workers:
+                self.scheduler.add_replica(0, worker, key)
+
+    def run(self, until_ns: int = NEVER) -> None:
+        """Until then, or until nothing is left to do."""
+        for source in dict.fromkeys(self._sources):
+            for request in source.first():
+                self._expect(request)
+        events = self._events
+        while True:
+            event_ns = min(events[0][0], self._wake_ns) if events else self._wake_ns
+            now = max(event_ns, self._free_ns)
+            if now >= until_ns:
+                break
+            self._turn(now)
+        self._tally.close(min(until_ns, self.now))
+
+    def _expect(self, request: SimulatedRequest | None) -> None:
+        if request is not None:
+            heappush(self._events, (request.sent_ns, next(self._unique), request))
+
+    def _turn(self, now: int) -> None:
+        """One turn of the front end."""
+        self.now = now
+        events, scheduler = self._events, self.scheduler
+        completed: list[Run] = []
+        refused: list[tuple[SimulatedRequest, TensordError]] = []
+        arrived = 0
+        while events and events[0][0] <= now:
+            event = heappop(events)[2]
+            if isinstance(event, tuple):
+                batch, begun_ns, ended_ns = event
+                scheduler.complete(now, batch, ended_ns - begun_ns)
+                completed.append(event)
+            else:
+                arrived += 1
+                error = self._submit(now, event)
+                if error is not None:
+                    refused.append((event, error))
+        batches: list[Batch[SimulatedRequest]] = []
+        self._wake_ns = NEVER
+        if scheduler.has_work:
+            refused += self._expire(now)
+            batches = scheduler.dispatch(now)
+            wake_ns = scheduler.wake_at()
+            if wake_ns is not None:
+                assert wake_ns > now, "the scheduler wants to be woken at once, for ever"
+                self._wake_ns = wake_ns
+        self._free_ns = now + arrived * self._hop.request_ns + (len(batches) + len(completed)) * self._hop.batch_ns
+        for batch in batches:
+            self._start(batch)
+        for run in completed:
+            self._reply(*run)
+        for request, error in refused:
+            retry_ms = error.retry_after_ms or 0
+            self._expect(self._sources[request.workload].ended(request, self._free_ns, retry_ms * 1_000_000))
+
+    def _submit(self, now: int, request: SimulatedRequest) -> TensordError | None:
+        request.arrival_ns = now
+        self._expect(self._sources[request.workload].after(request))
+        error = self.scheduler.submit(now, request)
+        if error is None:
+            self._tally.queued(request)
+        else:
+            self._tally.refuse(request, error.code, now)
+        return error
+
+    def _expire(self, now: int) -> list[tuple[SimulatedRequest, TensordError]]:
+        expired: list[tuple[SimulatedRequest, TensordError]] = []
+        for request in self.scheduler.expire(now):
+            self._tally.drop(request, DeadlineExceeded.code, now)
+            expired.append((request, DeadlineExceeded("queue", (now - request.deadline_ns) / 1e6)))
+        return expired
+
+    def _start(self, batch: Batch[SimulatedRequest]) -> None:
+        """The batch goes to its worker, which computes it after all that it got before."""
+        worker, latency_ns = batch.worker, self._hop.latency_ns
+        leader = batch.requests[0]
+        compute_ns = self._services[batch.model].compute_ns(
+            batch.bucket, batch.rows, leader.factor, self._devices[worker].speed
+        )
+        begun_ns = max(self._free_ns + latency_ns, self._device_free_ns[worker])
+        ended_ns = self._device_free_ns[worker] = begun_ns + compute_ns
+        self._tally.begin(batch, begun_ns, ended_ns)
+        heappush(self._events, (ended_ns + latency_ns, next(self._unique), (batch, begun_ns, ended_ns)))
+
+    def _reply(self, batch: Batch[SimulatedRequest], begun_ns: int, ended_ns: int) -> None:
+        now = self._free_ns
+        self._tally.answer(batch, begun_ns, ended_ns, now)
+        for request in batch.requests:
+            self._expect(self._sources[request.workload].ended(request, now, None))

@@ -1,0 +1,152 @@
+"""What is counted while a simulation runs: all that happens within its window."""
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from ..scheduling.request import Batch, ReleaseReason
+from .sources import SimulatedRequest
+
+T = TypeVar("T", int, str)
+
+
+@dataclass(slots=True)
+class Times:
+    """Of the answered requests of one workload, in nanoseconds, in order of their answers."""
+
+    waits: "array[int]" = field(default_factory=lambda: array("q"))
+    """From arrival to the start of its batch on the device."""
+    services: "array[int]" = field(default_factory=lambda: array("q"))
+    """Device time of its batch."""
+    responses: "array[int]" = field(default_factory=lambda: array("q"))
+    """From arrival to answer."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """What the answered requests of one tenant, or of one model, had."""
+
+    requests: int = 0
+    rows: int = 0
+    device_ns: float = 0.0
+    """A batch's device time is shared out by rows."""
+
+
+class Tally:
+    """Counts what leaves within [from_ns, until_ns): in equilibrium that is as much, and the same, as what arrives.
+
+    What still waits at the end is in the queue's length, and nowhere else.
+    """
+
+    def __init__(self, from_ns: int, until_ns: int) -> None:
+        self.from_ns = from_ns
+        self.until_ns = until_ns
+        self.times: dict[int, Times] = {}
+        """By workload."""
+        self.tenants: dict[str, Usage] = {}
+        self.models: dict[int, Usage] = {}
+        self.arrived = 0
+        self.answered = 0
+        self.answered_rows = 0
+        self.in_time = 0
+        """Answered before their deadline."""
+        self.refused: Counter[int] = Counter()
+        """By error code."""
+        self.batches: Counter[int] = Counter()
+        """By rows."""
+        self.released: Counter[ReleaseReason] = Counter()
+        self.busy_ns: Counter[int] = Counter()
+        """By worker."""
+        self.waiting = 0
+        """Now: accepted, and not begun."""
+        self._waiting_since_ns = 0
+        """Sum of when each of those began to, within the window."""
+        self._waited_ns = 0
+
+    def queued(self, request: SimulatedRequest) -> None:
+        """It was accepted."""
+        self.waiting += 1
+        self._waiting_since_ns += max(request.sent_ns, self.from_ns)
+        if self.from_ns <= request.sent_ns < self.until_ns:
+            self.arrived += 1
+
+    def _left(self, request: SimulatedRequest, at_ns: int) -> None:
+        since_ns = request.sent_ns
+        if since_ns < self.from_ns:
+            since_ns = self.from_ns
+        if at_ns > self.until_ns:
+            at_ns = self.until_ns
+        self.waiting -= 1
+        self._waiting_since_ns -= since_ns
+        if at_ns > since_ns:
+            self._waited_ns += at_ns - since_ns
+
+    def refuse(self, request: SimulatedRequest, code: int, now: int) -> None:
+        """It gets an error, without having been accepted."""
+        if self.from_ns <= request.sent_ns < self.until_ns:
+            self.arrived += 1
+        self._refused(code, now)
+
+    def drop(self, request: SimulatedRequest, code: int, now: int) -> None:
+        """It gets an error after it waited."""
+        self._left(request, now)
+        self._refused(code, now)
+
+    def _refused(self, code: int, now: int) -> None:
+        if self.from_ns <= now < self.until_ns:
+            self.refused[code] += 1
+
+    def begin(self, batch: Batch[SimulatedRequest], begun_ns: int, ended_ns: int) -> None:
+        """A batch was released, and it is known when a device computes it."""
+        for request in batch.requests:
+            self._left(request, begun_ns)
+        busy_ns = min(ended_ns, self.until_ns) - max(begun_ns, self.from_ns)
+        if busy_ns > 0:
+            self.busy_ns[batch.worker] += busy_ns
+
+    def answer(self, batch: Batch[SimulatedRequest], begun_ns: int, ended_ns: int, replied_ns: int) -> None:
+        """A batch is through, and its requests have their answers."""
+        if not self.from_ns <= replied_ns < self.until_ns:
+            return
+        requests, service_ns = batch.requests, ended_ns - begun_ns
+        self.batches[batch.rows] += 1
+        self.released[batch.reason] += 1
+        self.answered += len(requests)
+        self.answered_rows += batch.rows
+        self._use(self.models, batch.model, len(requests), batch.rows, service_ns)
+        row_ns = service_ns / batch.rows
+        for request in requests:
+            times = self.times.get(request.workload)
+            if times is None:
+                times = self.times[request.workload] = Times()
+            sent_ns = request.sent_ns
+            times.waits.append(begun_ns - sent_ns)
+            times.services.append(service_ns)
+            times.responses.append(replied_ns - sent_ns)
+            if replied_ns <= request.deadline_ns:
+                self.in_time += 1
+            self._use(self.tenants, request.tenant, 1, request.rows, row_ns * request.rows)
+
+    @staticmethod
+    def _use(table: dict[T, Usage], key: T, requests: int, rows: int, device_ns: float) -> None:
+        usage = table.get(key)
+        if usage is None:
+            usage = table[key] = Usage()
+        usage.requests += requests
+        usage.rows += rows
+        usage.device_ns += device_ns
+
+    def close(self, now: int) -> None:
+        """The simulation ended; without an end of its own, the window ends now."""
+        self.until_ns = min(self.until_ns, now)
+
+    @property
+    def window_s(self) -> float:
+        return (self.until_ns - self.from_ns) / 1e9
+
+    @property
+    def queue_length(self) -> float:
+        """Requests that wait, on average over time."""
+        waited_ns = self._waited_ns + self.waiting * self.until_ns - self._waiting_since_ns
+        return waited_ns / (self.until_ns - self.from_ns)
