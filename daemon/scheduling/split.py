@@ -7,8 +7,8 @@ and run on several workers at once.
     cut()  → one Request per part → submit() each
     Assembly.end(part, error?)      once for each part, however it ended: True once, when the whole is to be answered
 
-A part that a dead worker gives back runs again and has not ended. The request's memory is free when all its parts
-have ended, which may be later than the answer: a part that is running when another fails still writes its rows.
+A part that a dead worker gives back runs again and has not ended. The whole is answered when all its parts have ended:
+one that runs while another fails still writes its rows, and an answer promises that nobody does.
 """
 
 from collections.abc import Sequence
@@ -40,42 +40,35 @@ def cut(rows: int, rows_max: int, preferred: Sequence[int] = ()) -> list[int]:
 class Assembly(Generic[PartT]):
     """The parts of one request, and its one outcome: complete when all parts are, or else the first error.
 
-    In whatever order parts end, end() and fail() together return True exactly once, provided that every part is
-    ended, those included that were never submitted because the whole had failed.
+    In whatever order parts end, end() returns True exactly once: with the last of them, those included that were
+    never submitted because the whole had failed.
     """
 
-    __slots__ = ("_open", "answered", "error", "parts")
+    __slots__ = ("_open", "error", "parts")
 
     def __init__(self, parts: Sequence[PartT]) -> None:
         self.parts = tuple(parts)
         """In the order of their rows."""
         self._open = dict.fromkeys(self.parts)
-        self.answered = False
-        """The outcome is decided and was told: what other parts do matters no more."""
         self.error: TensordError | None = None
-        """The outcome, where it is not success."""
+        """What decides the outcome, where it is not success."""
 
     def end(self, part: PartT, error: TensordError | None = None) -> bool:
         """A part is done, or failed, expired, was refused or cancelled: `error`. It has not ended before.
 
-        True: answer the request now, with `error` where there is one, else with the results of all parts. After an
-        error the parts in open() should be cancelled; those that run already are waited for.
+        True: answer the request now, with `self.error` where there is one, else with the results of all parts. After
+        an error the parts in open() that wait should be cancelled; those that run are waited for.
         """
         del self._open[part]
         if error is not None:
-            return self.fail(error)
-        if self._open or self.answered:
-            return False
-        self.answered = True
-        return True
+            self.fail(error)
+        return not self._open
 
-    def fail(self, error: TensordError) -> bool:
-        """The request fails as a whole: cancelled, or its client is gone. True: answer it now, as in end()."""
-        if self.answered:
-            return False
-        self.answered, self.error = True, error
-        return True
+    def fail(self, error: TensordError) -> None:
+        """The request fails as a whole: a part did, or it is cancelled, or its client is gone. The first one counts."""
+        if self.error is None:
+            self.error = error
 
     def open(self) -> tuple[PartT, ...]:
-        """The parts that have not ended, in order; none: nobody reads or writes the request's rows any more."""
+        """The parts that have not ended, in order."""
         return tuple(self._open)

@@ -53,42 +53,27 @@ class TestAssembly:
     def test_it_is_complete_with_the_last_part(self) -> None:
         assembly = Assembly("abc")
         assert [assembly.end(part) for part in "bca"] == [False, False, True]
-        assert (assembly.answered, assembly.error, assembly.open()) == (True, None, ())
+        assert (assembly.error, assembly.open()) == (None, ())
 
     def test_the_first_failure_decides_the_error(self) -> None:
         assembly = Assembly("abc")
         assert not assembly.end("a")
-        assert assembly.end("c", first := WorkerLost("m"))
-        assert not assembly.end("b", Cancelled())
+        assert not assembly.end("c", first := WorkerLost("m"))
+        assert assembly.end("b", Cancelled())
         assert assembly.error is first
 
-    def test_after_a_failure_the_others_are_to_be_cancelled(self) -> None:
+    def test_after_a_failure_the_others_are_still_waited_for(self) -> None:
         assembly = Assembly("abc")
-        assembly.end("b", Cancelled())
+        assert not assembly.end("b", error := Cancelled())
         assert assembly.open() == ("a", "c")
-
-    def test_a_part_that_succeeds_after_a_failure_changes_nothing(self) -> None:
-        assembly = Assembly("ab")
-        assembly.end("a", error := Cancelled())
-        assert not assembly.end("b")
+        assert [assembly.end("a"), assembly.end("c")] == [False, True]
         assert assembly.error is error
-
-    def test_the_last_part_may_fail(self) -> None:
-        assembly = Assembly("ab")
-        assembly.end("a")
-        assert assembly.end("b", Cancelled())
 
     def test_the_whole_may_fail_before_any_part(self) -> None:
         assembly = Assembly("ab")
-        assert assembly.fail(Cancelled())
-        assert [assembly.end("a"), assembly.end("b", WorkerLost("m"))] == [False, False]
+        assembly.fail(Cancelled())
+        assert [assembly.end("a"), assembly.end("b", WorkerLost("m"))] == [False, True]
         assert isinstance(assembly.error, Cancelled)
-
-    def test_what_was_answered_cannot_fail(self) -> None:
-        assembly = Assembly("a")
-        assembly.end("a")
-        assert not assembly.fail(Cancelled())
-        assert assembly.error is None
 
     def test_a_part_ends_once(self) -> None:
         assembly = Assembly("ab")
@@ -134,14 +119,14 @@ class SplitMachine(RuleBasedStateMachine):
         if error is None:
             self.succeeded[part] += 1
         if whole.end(part, error):
-            self.answer(whole)
+            self.answers[whole] += 1
+        elif whole.error is not None:
+            self.take_back(whole)
 
-    def answer(self, whole: Whole) -> None:
-        self.answers[whole] += 1
-        if whole.error is not None:
-            for part in whole.open():
-                if self.scheduler.cancel(self.now, part):
-                    self.end(part, Cancelled())
+    def take_back(self, whole: Whole) -> None:
+        for part in whole.open():
+            if self.scheduler.cancel(self.now, part):
+                self.end(part, Cancelled())
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────
 
@@ -173,7 +158,7 @@ class SplitMachine(RuleBasedStateMachine):
         for part in batch.requests:
             if part not in again:
                 self.end(part, None if outcome == "done" else WorkerLost("m"))
-        self.cancel_answered(again)
+        self.cancel_failed(again)
 
     @rule()
     def worker_dies_and_returns(self) -> None:
@@ -181,32 +166,32 @@ class SplitMachine(RuleBasedStateMachine):
         lost = self.scheduler.remove_worker(self.now, 1)
         for part, error in lost.refused:
             self.end(part, error)
-        self.cancel_answered(lost.requeued)
+        self.cancel_failed(lost.requeued)
         self.add_worker()
 
-    def cancel_answered(self, requeued: list[Request]) -> None:
+    def cancel_failed(self, requeued: list[Request]) -> None:
         """Parts that would run again, of requests that have failed meanwhile."""
         for part in requeued:
-            if self.whole_of[part].answered and self.scheduler.cancel(self.now, part):
+            if self.whole_of[part].error is not None and self.scheduler.cancel(self.now, part):
                 self.end(part, Cancelled())
 
     @rule(data=st.data())
     @precondition(lambda self: self.whole_of)
     def client_cancels(self, data: st.DataObject) -> None:
         whole = self.whole_of[data.draw(st.sampled_from(list(self.whole_of)[-40:]))]
-        if whole.fail(Cancelled()):
-            self.answer(whole)
+        if whole.open():
+            whole.fail(Cancelled())
+            self.take_back(whole)
 
     # ── what always holds ───────────────────────────────────────────────────────────────────────
 
     @invariant()
     def one_outcome(self) -> None:
         for whole in self.whole_of.values():
-            assert self.answers[whole] == whole.answered
-            assert whole.answered or whole.open()
-            if whole.answered and whole.error is None:
-                assert all(self.succeeded[part] == 1 for part in whole.parts)
-            if whole.error is not None:
+            assert self.answers[whole] == (not whole.open())
+            if whole.error is None:
+                assert all((self.succeeded[part] == 1) == (part not in whole.open()) for part in whole.parts)
+            else:
                 assert all(part.state is not RequestState.QUEUED for part in whole.open())
 
     def teardown(self) -> None:
