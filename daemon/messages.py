@@ -93,6 +93,10 @@ class FrontendSetup(Message, frozen=True, tag=True, array_like=True):
     instance: int
     ingest_bytes: int
     statistics_bytes: int
+    redis: str = ""
+    """Socket of the response cache's second tier; empty: there is none."""
+    secret: bytes = b""
+    """Keys the answers in it."""
 
 
 class Listen(Message, frozen=True, tag=True, array_like=True):

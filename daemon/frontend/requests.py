@@ -11,6 +11,7 @@ from .ingest import Lease
 from .models import Model
 
 if TYPE_CHECKING:
+    from .cache.flights import Flight
     from .client_arenas import ClientArena
     from .connection import Connection
 
@@ -22,6 +23,7 @@ class InferRequest(Request):
         "cancelled",
         "connection",
         "data_sizes",
+        "flight",
         "form",
         "lease",
         "model_served",
@@ -59,6 +61,8 @@ class InferRequest(Request):
         """Tensor headers of its result, where they are known already."""
         self.data_sizes: tuple[int, ...] = ()
         """Sizes of its outputs that came from the data, when it is through."""
+        self.flight: Flight | None = None
+        """Identical requests, of which this one is computed, or waits for the one that is."""
 
     def inline_offset(self, position: int) -> int:
         """Offset in the ingest arena of the form's inline tensor number `position`."""

@@ -39,6 +39,7 @@ from .lifecycle import State
 from .memory import check_room
 from .report import report
 from .rings import Rings
+from .second_tier import second_tier
 from .workers import STARTING_MS_MAX, WorkerPlace
 
 FRONTEND: Final = "frontend"
@@ -95,6 +96,7 @@ class Supervisor:
         self._backoff = Backoff()
         self._ingest: Segment | None = None
         self._failure: InstanceFailure | None = None
+        self._second_tier = ("", b"")
         self._signals = 0
         self._making_bytes = 0
         """Arenas that threads are reserving the memory of now."""
@@ -111,6 +113,7 @@ class Supervisor:
         """Serve until stopped. Raises InstanceFailure if it cannot start or go on, leaving nothing behind."""
         self._runtime.take()
         try:
+            self._second_tier = second_tier(self.config)
             asyncio.run(self._run())
         except NoMemory as error:
             raise InstanceFailure(Exit.RESOURCES, str(error)) from error
@@ -234,7 +237,13 @@ class Supervisor:
         self.acknowledgements.join(FRONTEND, self.knobs.epoch)
         self.knobs.store.started(None)
         send = self.frontend.send
-        setup = m.FrontendSetup(self.frontend_generation, self.instance, self._ingest.nbytes, self.page.segment.nbytes)
+        setup = m.FrontendSetup(
+            self.frontend_generation,
+            self.instance,
+            self._ingest.nbytes,
+            self.page.segment.nbytes,
+            *self._second_tier,
+        )
         send(setup, [self._listener.fileno(), self._ingest.fd, self.page.segment.fd])
         send(self.knobs.message())
         for served in self.catalog.served():

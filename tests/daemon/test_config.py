@@ -290,7 +290,7 @@ def test_production_file_shows_every_knob_as_it_is_declared() -> None:
 
 def test_production_file_uncommented_is_valid_and_says_the_defaults(tmp_path: Path) -> None:
     text = re.sub(r"^#(?=[a-z\[])", "", (CONFIGS / "production.toml").read_text(), flags=re.MULTILINE)
-    assert set(tomllib.loads(text)) == {"daemon", "knobs", "models", "devices"}
+    assert set(tomllib.loads(text)) == {"daemon", "knobs", "models", "devices", "cache"}
     config = load(tmp_path, text)
     assert config.knobs == {name: knob.default for name, knob in KNOBS.items()}
     assert config.model_knobs == {"digits": {"max_batch": 64, "weight": 2.0}}
