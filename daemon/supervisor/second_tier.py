@@ -5,13 +5,11 @@ import secrets
 import stat
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
 
 from ..config import Config
 from ..exits import Exit
+from ..frontend.cache.key import SECRET_BYTES
 from .failures import InstanceFailure
-
-SECRET_BYTES: Final = 32
 
 
 def second_tier(config: Config) -> tuple[str, bytes]:

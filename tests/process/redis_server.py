@@ -21,9 +21,9 @@ PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None)
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool], limit_s: float = WATCHDOG_S) -> None:
     """Poll until the condition holds."""
-    deadline = time.monotonic() + WATCHDOG_S
+    deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, "never so"
         time.sleep(0.005)

@@ -50,8 +50,7 @@ class RedisTier:
             unix_socket_path=str(socket),
             protocol=2,
             retry=Retry(NoBackoff(), 0),
-            lib_name=None,
-            lib_version=None,
+            driver_info=None,  # nothing is said before the first command
         )
         self._loop = asyncio.get_running_loop()
         self._wanted: list[LookUp] = []
