@@ -5,6 +5,7 @@
     [models.digits]           model knobs of one model, and who may use it
     [devices."cpu:0"]         device knobs of one device
     [tenants.batch]           a class of tenants: its users, and their knobs
+    [cache]                   the second tier of the response cache
 
 What can be checked from the file alone is checked by `load_config`. What depends on the host or the
 repository is checked by `check_devices` and `check_models`, once those are known.
@@ -38,12 +39,16 @@ DEFAULT_CLASS: Final = "default"
 Devices: TypeAlias = Literal["auto"] | tuple[str, ...]
 
 _DEVICE = re.compile(r"(cpu|cuda):(0|[1-9][0-9]{0,3})")
-_SECTIONS = ("daemon", "knobs", "models", "devices", "tenants")
+_SECTIONS = ("daemon", "knobs", "models", "devices", "tenants", "cache")
 _DAEMON_KEYS: dict[str, tuple[Any, str]] = {
     "runtime_dir": (str, 'give a directory, such as "/run/tensord"'),
     "models": (str, 'give a directory, such as "/srv/models"'),
     "state_dir": (str, 'give a directory, such as "/var/lib/tensord"'),
     "devices": (Literal["auto"] | list[str], 'give "auto", or a list such as ["cpu:0", "cuda:0"]'),
+}
+_CACHE_KEYS: dict[str, tuple[Any, str]] = {
+    "redis": (str, 'give the Unix socket of a Redis server, such as "/run/redis/redis.sock"'),
+    "key_file": (str, 'give a file that only the daemon may read, such as "/var/lib/tensord/cache.key"'),
 }
 
 
@@ -89,6 +94,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """By model; everybody may use the others."""
     tenant_classes: tuple[TenantClass, ...] = ()
     """A user is of the first that lists it, else of the class `default`."""
+    redis: Path | None = None
+    """Socket of the response cache's second tier; None: there is none."""
+    key_file: Path | None = None
+    """What keys the answers in it; there is one where there is a second tier."""
 
     @property
     def socket(self) -> Path:
@@ -123,11 +132,12 @@ def load_config(
     _check_keys(origin, "", document, _SECTIONS)
     sections = {name: _table(origin, name, document.get(name, {})) for name in _SECTIONS}
 
-    daemon = _daemon_section(origin, base, sections["daemon"])
+    daemon = _paths(origin, base, "daemon", sections["daemon"], _DAEMON_KEYS)
+    cache = _paths(origin, base, "cache", sections["cache"], _CACHE_KEYS)
     given = {
         key: str(value) if isinstance(value, Path) else value for key, value in overrides.items() if value is not None
     }
-    daemon |= _daemon_section("command line", Path.cwd(), given)
+    daemon |= _paths("command line", Path.cwd(), "daemon", given, _DAEMON_KEYS)
     models, access = _access(origin, sections["models"])
     tenants, classes = _tenant_classes(origin, sections["tenants"])
     runtime_dir = daemon.get("runtime_dir") or _default_runtime_dir(origin, environ)
@@ -143,7 +153,12 @@ def load_config(
         tenant_knobs=_targets(origin, "tenants", tenants, Scope.TENANT),
         access=access,
         tenant_classes=classes,
+        redis=cache.get("redis"),
+        key_file=cache.get("key_file"),
     )
+    if (config.redis is None) != (config.key_file is None):
+        missing = "redis" if config.redis is None else "key_file"
+        raise ConfigError(origin, f"cache.{missing}", None, f"missing: {_CACHE_KEYS[missing][1]}")
     _check_socket_path("command line" if "runtime_dir" in given else origin, config)
     return config
 
@@ -232,20 +247,22 @@ def _check_keys(origin: str | None, section: str, table: Mapping[str, object], k
             raise ConfigError(origin, dotted, value, f"no such key; {suggestion(key, known)}")
 
 
-def _daemon_section(origin: str | None, base: Path, table: Mapping[str, object]) -> dict[str, Any]:
-    """The keys that are given, as paths and devices."""
-    _check_keys(origin, "daemon", table, _DAEMON_KEYS)
+def _paths(
+    origin: str | None, base: Path, name: str, table: Mapping[str, object], known: Mapping[str, tuple[Any, str]]
+) -> dict[str, Any]:
+    """The keys of a section that are given, as paths and devices."""
+    _check_keys(origin, name, table, known)
     section: dict[str, Any] = {}
     for key, value in table.items():
-        kind, remedy = _DAEMON_KEYS[key]
+        kind, remedy = known[key]
         try:
             converted = msgspec.convert(value, kind)
         except msgspec.ValidationError:
-            raise ConfigError(origin, f"daemon.{key}", value, remedy) from None
+            raise ConfigError(origin, f"{name}.{key}", value, remedy) from None
         if key == "devices":
             section[key] = converted if converted == "auto" else _devices(origin, converted)
         elif not converted or "\0" in converted:
-            raise ConfigError(origin, f"daemon.{key}", value, remedy)
+            raise ConfigError(origin, f"{name}.{key}", value, remedy)
         else:
             section[key] = base / converted
     return section

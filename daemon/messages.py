@@ -98,6 +98,10 @@ class FrontendSetup(Message, frozen=True, tag=True, array_like=True):
     ingest_bytes: int
     statistics_bytes: int
     tenant_classes: tuple[TenantClass, ...] = ()
+    redis: str = ""
+    """Socket of the response cache's second tier; empty: there is none."""
+    secret: bytes = b""
+    """Keys the answers in it."""
 
 
 class Listen(Message, frozen=True, tag=True, array_like=True):

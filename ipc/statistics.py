@@ -107,6 +107,7 @@ class Counter(IntEnum):
     CACHE_HASH_NS = 44  # time that hashing took
     CACHE_SAVED_NS = 45  # device time that answers from the cache have spared, as it was when they were computed
     CACHE_REDIS_FAILED = 46  # the second tier did not answer, or not in time
+    CACHE_BYTES = 47  # what kept answers take now
 
 
 COUNTERS: Final = 64
@@ -184,6 +185,10 @@ class Block:
     def count(self, model: int, counter: Counter, amount: int = 1) -> None:
         """Add to a counter of the model with this index."""
         self.words[WORDS + model * MODEL_WORDS + counter] += amount
+
+    def gauge(self, model: int, counter: Counter, value: int) -> None:
+        """Set a counter that goes up and down."""
+        self.words[WORDS + model * MODEL_WORDS + counter] = value
 
     def observe(self, model: int, phase: Phase, duration_ns: int, times: int = 1) -> None:
         """Add a duration to a histogram, `times` times."""

@@ -30,6 +30,7 @@ HEAVY = (
     "safetensors",
     "sklearn",
     "PIL",
+    "redis",
 )
 """What a client does without, and who uses none of it need not wait for."""
 
@@ -146,6 +147,10 @@ def test_the_supervisor_loads_neither_torch_nor_uvloop() -> None:
 def test_the_front_end_does_not_load_torch() -> None:
     names = [name for name in modules("daemon/frontend") if not name.endswith("__main__")]
     assert "torch" not in loaded_by("\n".join(f"import {name}" for name in names))
+
+
+def test_the_front_end_loads_redis_only_with_a_second_tier() -> None:
+    assert "redis" not in loaded_by("import tensord.daemon.frontend.__main__")
 
 
 def test_the_command_line_does_not_load_torch() -> None:

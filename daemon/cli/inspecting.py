@@ -37,10 +37,13 @@ def models(socket: Socket = None) -> None:
     """List the served models: where they are ready, how many requests they had, and how long these took."""
     served = fetch_status(socket).models
     pads = any(model.counters["padded_bytes"] for model in served)
+    keeps = any(_looked_up(model.counters) for model in served)
     padded = ("PADDED",) if pads else ()
-    rows = table("MODEL", "LABELS", "READY ON", right=("REQUESTS", "FAILED", "p50", "p99", "BATCH", *padded))
+    cached = ("HITS", "MISSES", "SAVED") if keeps else ()
+    rows = table("MODEL", "LABELS", "READY ON", right=("REQUESTS", "FAILED", "p50", "p99", "BATCH", *padded, *cached))
     for model in served:
-        rows.add_row(*_model_row(model), *([_padded(model.counters)] if pads else []))
+        more = [*([_padded(model.counters)] if pads else []), *(_cached(model.counters) if keeps else [])]
+        rows.add_row(*_model_row(model), *more)
     console.print(rows)
     for model in served:
         for device, reason in model.broken_on.items():
@@ -48,6 +51,8 @@ def models(socket: Socket = None) -> None:
     console.print("[dim]p50, p99: from request to reply · BATCH: rows that ran together, on average[/]")
     if pads:
         console.print("[dim]PADDED: share of the computed input that is padding[/]")
+    if keeps:
+        console.print("[dim]HITS, MISSES: of the response cache · SAVED: device time that hits have spared[/]")
 
 
 def _model_row(model: control.ModelStatus) -> list[str]:
@@ -70,6 +75,20 @@ def _model_row(model: control.ModelStatus) -> list[str]:
 def _padded(counters: dict[str, int]) -> str:
     padded = counters["padded_bytes"]
     return f"{padded / (padded + counters['viewed_bytes'] + counters['gathered_bytes']):.0%}" if padded else "–"
+
+
+def _hits(counters: dict[str, int]) -> int:
+    return counters["cache_hits"] + counters["cache_redis_hits"] + counters["cache_joined"]
+
+
+def _looked_up(counters: dict[str, int]) -> int:
+    return _hits(counters) + counters["cache_misses"]
+
+
+def _cached(counters: dict[str, int]) -> list[str]:
+    if not _looked_up(counters):
+        return ["–", "–", "–"]
+    return [count(_hits(counters)), count(counters["cache_misses"]), microseconds(counters["cache_saved_ns"] / 1000)]
 
 
 # ── status ──────────────────────────────────────────────────────────────────────────────────────

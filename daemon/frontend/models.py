@@ -1,7 +1,7 @@
 """The models as the front end knows them: names, versions, labels, and what is computed once per model."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tensord.ipc.errors import UnknownModel
 from tensord.ipc.tensors import ModelSpec, free_dimensions
@@ -10,6 +10,9 @@ from tensord.ipc.wire import Lane, ModelEntry, TensorHeader
 from ..messages import ModelServed
 from .forms import Form, FormCache
 from .users import Credentials
+
+if TYPE_CHECKING:
+    from .cache.response_cache import ModelCache
 
 KNOWN_MODELS_SHOWN: Final = 20
 
@@ -24,6 +27,7 @@ class Model:
         "_inline_headers",
         "access",
         "buckets",
+        "cache",
         "counts",
         "data_dimensions",
         "dimensions",
@@ -61,6 +65,8 @@ class Model:
         """Workers that have it ready."""
         self.rows_max = 1
         self.timeout_ns = 0
+        self.cache: ModelCache | None = None
+        """Its kept answers; None where none are kept."""
         self.forms = FormCache()
         self._inline_headers: dict[tuple[int, tuple[int, ...]], bytes] = {}
 

@@ -36,8 +36,8 @@ def result_frame(
         reply_bytes,
         model.version,
         batch_rows,
-        min(queue_ns // 1000, _US_MAX),
-        min(compute_ns // 1000, _US_MAX),
+        microseconds(queue_ns),
+        microseconds(compute_ns),
         len(model.outputs),
         0,
         0,
@@ -47,6 +47,11 @@ def result_frame(
         offset = request.inline_offset(position)
         parts.append(ingest[offset : offset + nbytes])
     return parts
+
+
+def microseconds(duration_ns: int) -> int:
+    """As RESULT carries it."""
+    return min(duration_ns // 1000, _US_MAX)
 
 
 def _data_spans(request: InferRequest) -> Sequence[tuple[int, int]]:

@@ -11,8 +11,10 @@ from .ingest import Lease
 from .models import Model
 
 if TYPE_CHECKING:
+    from .cache.flights import Flight
     from .client_arenas import ClientArena
     from .connection import Connection
+    from .parts import Parts
 
 
 class InferRequest(Request):
@@ -22,13 +24,16 @@ class InferRequest(Request):
         "cancelled",
         "connection",
         "data_sizes",
+        "flight",
         "form",
         "lease",
         "model_served",
+        "parts",
         "ranges",
         "received_ns",
         "request_id",
         "result_headers",
+        "whole",
     )
 
     def __init__(
@@ -66,12 +71,18 @@ class InferRequest(Request):
         """Rows in the ingest arena: inline inputs first, inline outputs behind them."""
         self.ranges: list[tuple[ClientArena, Place]] = []
         """Ranges of client arenas that are reserved for it."""
+        self.parts: Parts | None = None
+        """What the scheduler has instead of it, as it is larger than a batch."""
+        self.whole: InferRequest | None = None
+        """The request that this one is a part of."""
         self.cancelled = False
         """The client cancelled it while a worker ran it: its result is dropped."""
         self.result_headers = b""
         """Tensor headers of its result, where they are known already."""
         self.data_sizes: tuple[int, ...] = ()
         """Sizes of its outputs that came from the data, when it is through."""
+        self.flight: Flight | None = None
+        """Identical requests, of which this one is computed, or waits for the one that is."""
 
     def inline_offset(self, position: int) -> int:
         """Offset in the ingest arena of the form's inline tensor number `position`."""

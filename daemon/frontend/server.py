@@ -12,7 +12,8 @@ import socket
 import struct
 import time
 from collections.abc import Iterable
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from tensord.ipc.descriptors import Kind, decode_done, decode_failed
 from tensord.ipc.errors import (
@@ -41,22 +42,28 @@ from tensord.ipc.ring import RingBroken
 from tensord.ipc.segment import Segment
 from tensord.ipc.statistics import Block, Counter, Phase, Word
 from tensord.ipc.tensors import align
-from tensord.ipc.wire import FrameType, frame
+from tensord.ipc.wire import FrameType, ResultHead, encode_result, frame
 
 from .. import messages as m
 from ..log import configure, get_logger
 from ..scheduling.policy import GlobalPolicy, ModelPolicy
 from ..scheduling.request import Batch, ReleaseReason
 from ..scheduling.scheduler import Scheduler
+from .cache.answers import Answer
+from .cache.key import SECRET_BYTES
+from .cache.response_cache import ResponseCache
 from .client_arenas import ClientArena
 from .connection import Connection, Limits
 from .ingest import Ingest
 from .models import Model, Models
-from .replies import result_frame, too_small
+from .replies import microseconds, result_frame, too_small
 from .requests import InferRequest, batch_message
 from .timer import Timer
 from .users import Users
 from .worker_port import WorkerPort
+
+if TYPE_CHECKING:
+    from .cache.redis_tier import RedisTier
 
 SWEEP_S: Final = 0.5
 """Between two looks at stalled connections, gauges and the heartbeat."""
@@ -124,6 +131,8 @@ class FrontEnd:
         self._next_ticket = 1
         self._dispatch_wanted = False
         self._timer = Timer()
+        self._cache = ResponseCache(self, os.urandom(SECRET_BYTES))
+        self._redis: RedisTier | None = None
         self._knobs = m.KnobValues(0, {}, {}, {}, {})
         self._log = get_logger()
 
@@ -138,6 +147,13 @@ class FrontEnd:
         await self._stopped
         for connection in list(self._connections):
             connection.transport.abort()
+        if self._redis is not None:
+            await self._redis.close()
+
+    @property
+    def block(self) -> Block:
+        """The front end's block of the statistics page."""
+        return self._block
 
     def _set_up(self, setup: m.FrontendSetup, fds: list[int]) -> None:
         listener_fd, ingest_fd, statistics_fd = fds
@@ -152,6 +168,11 @@ class FrontEnd:
         self._heartbeat = Heartbeat(self._block)
         self._heartbeat.enter(Activity.STARTING, time.monotonic_ns())
         self._listener = socket.socket(fileno=listener_fd)
+        if setup.redis:
+            from .cache.redis_tier import RedisTier  # its library is optional, and slow to import
+
+            self._redis = RedisTier(Path(setup.redis))
+            self._cache = ResponseCache(self, setup.secret, self._redis)
         self._sweep()
 
     async def _listen(self) -> None:
@@ -201,7 +222,7 @@ class FrontEnd:
                 self.scheduler.add_replica(now, worker, index)
             case m.ReplicaExpected(index, expected, reason):
                 for request, error in self.scheduler.expect_replica(now, index, expected, reason):
-                    self._answer_error(request, error)
+                    self.refuse(request, error)
             case m.ArenaMade(ticket, arena, nbytes):
                 connection, request_id, _ = self._tickets.pop(ticket)
                 if fds:
@@ -235,6 +256,8 @@ class FrontEnd:
         self.scheduler.set_global(GlobalPolicy.of(general))
         for device in {port.device for port in self._ports.values()}:
             self._weigh(device)
+        if self._redis is not None:
+            self._redis.timeout_ns = general["redis_timeout_ms"] * 10**6
         for model in self.models.by_index.values():
             policy = self._policy(model)
             self.scheduler.set_policy(model.index, policy)
@@ -250,6 +273,7 @@ class FrontEnd:
         """The model's knobs in force, taken over by the model and as the scheduler's policy."""
         values: dict[str, Any] = {**self._knobs.general, **self._knobs.models.get(model.name, {})}
         model.apply(values)
+        self._cache.configure(model, values)
         return ModelPolicy.of(values)
 
     def _add_model(self, served: m.ModelServed) -> None:
@@ -278,7 +302,7 @@ class FrontEnd:
         self._running = {key: batch for key, batch in self._running.items() if batch.worker != worker}
         lost = self.scheduler.remove_worker(now, worker)
         for request, error in lost.refused:
-            self._answer_error(request, error)
+            self.refuse(request, error)
         for request in lost.requeued:
             self._block.count(request.model, Counter.RETRIED)
             if request.cancelled:
@@ -349,11 +373,18 @@ class FrontEnd:
         now = time.monotonic_ns()
         request.arrival_ns = now
         self._block.arrived(request.model, request.rows, now - request.received_ns)
+        if request.model_served.cache is None or not self._cache.takes(now, request):
+            self.compute(now, request)
+        elif self._cache.waiting:
+            self._want_dispatch()
+
+    def compute(self, now: int, request: InferRequest) -> None:
+        """The scheduler gets it."""
         error = self.scheduler.submit(now, request)
         if error is None:
             self._want_dispatch()
         else:
-            self._answer_error(request, error)
+            self.refuse(request, error)
 
     def count_refused(self, model: Model) -> None:
         """A user asked for a model that is not for it."""
@@ -361,8 +392,8 @@ class FrontEnd:
 
     def cancel(self, request: InferRequest) -> None:
         """The client does not want the answer any more; it still gets one."""
-        if self.scheduler.cancel(time.monotonic_ns(), request):
-            self._answer_error(request, Cancelled())
+        if request in self._cache.waiting or self.scheduler.cancel(time.monotonic_ns(), request):
+            self.refuse(request, Cancelled())
         else:
             request.cancelled = True
 
@@ -379,12 +410,13 @@ class FrontEnd:
         """Release what the scheduler releases now, refuse what has expired, and set the timer for the rest."""
         self._dispatch_wanted = False
         scheduler = self.scheduler
+        if self._cache.waiting:
+            self._expire_waiting()
         if not scheduler.has_work:
             return
         now = time.monotonic_ns()
         for request in scheduler.expire(now):
-            self._block.count(request.model, Counter.EXPIRED)
-            self._answer_error(request, DeadlineExceeded("queue", round((now - request.deadline_ns) / 1e6, 3)))
+            self._expire(now, request)
         ringing = set()
         for batch in scheduler.dispatch(now):
             port = self._ports[batch.worker]
@@ -396,6 +428,17 @@ class FrontEnd:
             port.ring()
         self._timer.arm(scheduler.wake_at())
 
+    def _expire(self, now: int, request: InferRequest) -> None:
+        self._block.count(request.model, Counter.EXPIRED)
+        self.refuse(request, DeadlineExceeded("queue", round((now - request.deadline_ns) / 1e6, 3)))
+
+    def _expire_waiting(self) -> None:
+        """Deadlines of requests that wait for somebody else's answer."""
+        now = time.monotonic_ns()
+        for request in self._cache.waiting.overdue(now):
+            self._expire(now, request)
+        self._timer.arm(self._cache.waiting.wake_at())
+
     # ── answers ─────────────────────────────────────────────────────────────────────────────────
 
     def _reply(self, now: int, batch: Batch[InferRequest], compute_ns: int) -> None:
@@ -405,9 +448,11 @@ class FrontEnd:
         answered: list[InferRequest] = []
         replied_bytes = 0
         for request in batch.requests:
+            if request.flight is not None:
+                self._cache.computed(now, request, batch, compute_ns)
             error = Cancelled() if request.cancelled else too_small(request) if request.data_sizes else None
             if error is not None:
-                self._answer_error(request, error)
+                self.refuse(request, error)
                 continue
             queue_ns = batch.released_ns - request.arrival_ns
             parts = result_frame(request, self.ingest_view, batch.rows, queue_ns, compute_ns)
@@ -444,9 +489,10 @@ class FrontEnd:
         else:
             refused = batch.requests
         for request in refused:
-            self._answer_error(request, Cancelled() if request.cancelled else error)
+            self.refuse(request, Cancelled() if request.cancelled else error)
 
-    def _answer_error(self, request: InferRequest, error: TensordError) -> None:
+    def refuse(self, request: InferRequest, error: TensordError) -> None:
+        """Send the final answer of a request that has no result."""
         counter = Counter.CANCELLED if isinstance(error, Cancelled) else FAULT_COUNTERS[error.fault]
         self._block.count(request.model, counter)
         reason = REFUSAL_COUNTERS.get(type(error))
@@ -454,6 +500,24 @@ class FrontEnd:
             self._block.count(request.model, reason)
         request.connection.send_error(request.request_id, error)
         request.connection.finished(request)
+        if request.flight is not None:
+            self._cache.ended(request, error)
+
+    def give(
+        self, now: int, request: InferRequest, answer: Answer, batch_rows: int, queue_ns: int, compute_ns: int
+    ) -> None:
+        """Send an answer that no worker wrote into the request's slots."""
+        model, block, payload = request.model_served, self._block, answer.payload
+        head = ResultHead(
+            model.version, batch_rows, microseconds(queue_ns), microseconds(compute_ns), len(model.outputs)
+        )
+        connection = request.connection
+        connection.send(encode_result(head, request.request_id, answer.headers, len(payload)) + payload)
+        block.observe(request.model, Phase.REQUEST, now - request.received_ns)
+        block.count(request.model, Counter.SUCCEEDED)
+        block.count(request.model, Counter.INLINE_BYTES, request.form.payload_bytes)
+        block.count(request.model, Counter.REPLIED_BYTES, len(payload))
+        connection.finished(request)
 
     # ── connections ─────────────────────────────────────────────────────────────────────────────
 
@@ -522,7 +586,7 @@ class FrontEnd:
 
     def _look_drained(self) -> None:
         unread = any(connection.transport.get_write_buffer_size() for connection in self._connections)
-        if self._running or self.scheduler.queued or unread:
+        if self._running or self.scheduler.queued or self._cache.waiting or unread:
             self._loop.call_later(DRAIN_LOOK_S, self._look_drained)
         else:
             self._send(m.Drained())

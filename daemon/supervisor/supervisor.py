@@ -40,6 +40,7 @@ from .lifecycle import State
 from .memory import check_room
 from .report import report
 from .rings import Rings
+from .second_tier import second_tier
 from .workers import STARTING_MS_MAX, WorkerPlace
 
 FRONTEND: Final = "frontend"
@@ -99,6 +100,7 @@ class Supervisor:
         self._backoff = Backoff()
         self._ingest: Segment | None = None
         self._failure: InstanceFailure | None = None
+        self._second_tier = ("", b"")
         self._signals = 0
         self._making_bytes = 0
         """Arenas that threads are reserving the memory of now."""
@@ -117,6 +119,7 @@ class Supervisor:
         """Serve until stopped. Raises InstanceFailure if it cannot start or go on, leaving nothing behind."""
         self._runtime.take()
         try:
+            self._second_tier = second_tier(self.config)
             asyncio.run(self._run())
         except NoMemory as error:
             raise InstanceFailure(Exit.RESOURCES, str(error)) from error
@@ -250,6 +253,7 @@ class Supervisor:
             self._ingest.nbytes,
             self.page.segment.nbytes,
             self.config.tenant_classes,
+            *self._second_tier,
         )
         send(setup, [self._listener.fileno(), self._ingest.fd, self.page.segment.fd])
         send(self.knobs.message())

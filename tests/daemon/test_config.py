@@ -129,6 +129,20 @@ def test_every_section_is_read_into_the_knobs_own_units(tmp_path: Path) -> None:
     }
 
 
+def test_the_second_tier_has_a_socket_and_a_key_file_or_neither(tmp_path: Path) -> None:
+    daemon = '[daemon]\nruntime_dir = "/run/t"\n[cache]\n'
+    config = load(tmp_path, f'{daemon}redis = "/run/r.sock"\nkey_file = "key"')
+    assert (config.redis, config.key_file) == (Path("/run/r.sock"), tmp_path / "key")
+    assert (load(tmp_path, daemon).redis, load(tmp_path, daemon).key_file) == (None, None)
+    assert refusal(tmp_path, f'{daemon}redis = "/run/r.sock"').startswith(
+        "t.toml: cache.key_file: missing: give a file"
+    )
+    assert refusal(tmp_path, f'{daemon}key_file = "key"').startswith(
+        "t.toml: cache.redis: missing: give the Unix socket"
+    )
+    assert refusal(tmp_path, f"{daemon}redis = 6379").startswith("t.toml: cache.redis = 6379: give the Unix socket")
+
+
 def test_empty_file_is_all_defaults(tmp_path: Path) -> None:
     config = load(tmp_path, '[daemon]\nruntime_dir = "/run/t"')
     assert (config.models, config.devices, config.configured) == (tmp_path / "models", "auto", {})
@@ -344,7 +358,7 @@ def test_production_file_shows_every_knob_as_it_is_declared() -> None:
 
 def test_production_file_uncommented_is_valid_and_says_the_defaults(tmp_path: Path) -> None:
     text = re.sub(r"^#(?=[a-z\[])", "", (CONFIGS / "production.toml").read_text(), flags=re.MULTILINE)
-    assert set(tomllib.loads(text)) == {"daemon", "knobs", "models", "devices", "tenants"}
+    assert set(tomllib.loads(text)) == {"daemon", "knobs", "models", "devices", "tenants", "cache"}
     config = load(tmp_path, text)
     assert config.knobs == {name: knob.default for name, knob in KNOBS.items()}
     assert config.model_knobs == {"digits": {"max_batch": 64, "weight": 2.0}, "minilm": {}}

@@ -151,6 +151,13 @@ def test_an_unformatted_block_is_not_believed() -> None:
         Block(memoryview(bytearray(Block.nbytes(1))))
 
 
+def test_a_gauge_goes_up_and_down() -> None:
+    block = block_of(2)
+    for value in (7, 3):
+        block.gauge(1, Counter.CACHE_BYTES, value)
+    assert [block.counters(model)[Counter.CACHE_BYTES] for model in range(2)] == [0, 3]
+
+
 def test_clear_takes_only_the_model_that_is_meant() -> None:
     block = block_of(3)
     for model in range(3):

@@ -112,6 +112,13 @@ def test_a_model_without_requests_has_no_times(tensord: Command, operator: FakeC
     assert [cells[heading] for heading in ("LABELS", "REQUESTS", "FAILED")] == ["–", "0", "0"]
     assert {cells[heading] for heading in ("p50", "p99", "BATCH")} == {"–"}
     assert "PADDED" not in cells, "no model pads"
+    assert "HITS" not in cells, "no model keeps answers"
+
+
+def test_a_model_that_keeps_answers_tells_what_that_is_worth(tensord: Command, operator: FakeControl) -> None:
+    counters = {**NO_COUNTERS, "cache_hits": 7, "cache_redis_hits": 2, "cache_joined": 1, "cache_misses": 5}
+    cells = row_of(tensord, operator, model(counters={**counters, "cache_saved_ns": 1_234_000_000}))
+    assert [cells[heading] for heading in ("HITS", "MISSES", "SAVED")] == ["10", "5", "1.23 s"]
 
 
 @pytest.mark.parametrize(
