@@ -77,6 +77,10 @@ HELLO_TIMEOUT_S: Final = 10.0
 BATCH_REQUESTS_MAX: Final = 1_024
 """Requests in one batch: bounds a batch's descriptor to 1,024 runs per tensor; a batch closes there as full."""
 
+PARTS_MAX: Final = 256
+"""Parts that one request may be cut into: what that takes in the front end, a millisecond, keeps others waiting. A
+request of more rows than so many batches gets TooManyRows."""
+
 RING_BYTES: Final = 4 * 1024 * 1024
 """Bytes of a work ring: three descriptors of the largest kind, thousands of the usual kind. A descriptor that
 finds no room waits in the front end until the worker has answered."""

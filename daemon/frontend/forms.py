@@ -7,7 +7,7 @@ headers' bytes: the check of the thousandth request is one dictionary look-up.
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final, Protocol
 
@@ -162,6 +162,37 @@ def check(
         output_places,
         input_places + output_places,
         sum(inline_bytes) + sum(place.nbytes for place in input_places + output_places),
+    )
+
+
+def part_of(form: Form, model: Specified, first: int, rows: int) -> Form:
+    """The form of `rows` of a request's rows, from row number `first` on."""
+    sizes = {each.name: size for each, size in zip(model.dimensions, form.sizes, strict=True)}
+    specs = [model.inputs[index] for index in form.inline_inputs] + [model.outputs[i] for i in form.inline_outputs]
+    inline_bytes = tuple(spec.nbytes(rows, sizes) for spec in specs)
+    offsets = tuple(
+        offset + spec.nbytes(first, sizes) for offset, spec in zip(form.inline_offsets, specs, strict=False)
+    )
+
+    def placed(specs: Sequence[TensorSpec], place: Place) -> Place:
+        spec = specs[place.tensor]
+        return replace(place, offset=place.offset + spec.nbytes(first, sizes), nbytes=spec.nbytes(rows, sizes))
+
+    inputs = tuple(placed(model.inputs, place) for place in form.input_places)
+    outputs = tuple(placed(model.outputs, place) for place in form.output_places)
+    return replace(
+        form,
+        rows=rows,
+        payload_bytes=sum(inline_bytes[: len(form.inline_inputs)]),
+        reply_bytes=sum(inline_bytes[len(form.inline_inputs) :]),
+        inline_bytes=inline_bytes,
+        output_spans=tuple(enumerate(inline_bytes))[len(form.inline_inputs) :],
+        slab_rows=rows,
+        inline_offsets=offsets,
+        input_places=inputs,
+        output_places=outputs,
+        places=inputs + outputs,
+        nbytes=sum(inline_bytes) + sum(place.nbytes for place in inputs + outputs),
     )
 
 

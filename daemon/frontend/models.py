@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tensord.ipc.errors import UnknownModel
+from tensord.ipc.limits import PARTS_MAX
 from tensord.ipc.tensors import ModelSpec, free_dimensions
 from tensord.ipc.wire import Lane, ModelEntry, TensorHeader
 
@@ -26,6 +27,7 @@ class Model:
     __slots__ = (
         "_inline_headers",
         "access",
+        "batch_rows",
         "buckets",
         "cache",
         "counts",
@@ -64,6 +66,9 @@ class Model:
         self.replicas: set[int] = set()
         """Workers that have it ready."""
         self.rows_max = 1
+        """Of one request."""
+        self.batch_rows = 1
+        """Of one batch: larger requests are cut."""
         self.timeout_ns = 0
         self.cache: ModelCache | None = None
         """Its kept answers; None where none are kept."""
@@ -77,7 +82,9 @@ class Model:
 
     def apply(self, values: Mapping[str, Any]) -> None:
         """Take over the values of the model's knobs that the front end itself uses."""
-        self.rows_max = int(values["max_batch"])
+        self.batch_rows = int(values["max_batch"])
+        parts_max = 1 if self.data_dimensions else PARTS_MAX  # one size from the data is that of all rows
+        self.rows_max = min(int(values["rows_max"]), parts_max * self.batch_rows)
         self.timeout_ns = int(values["timeout_ms"]) * 1_000_000
 
     def result_headers(self, form: Form, data_sizes: Sequence[int] = ()) -> bytes:

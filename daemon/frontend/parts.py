@@ -6,14 +6,10 @@ nobody works on any part any more: the first error decides, and then what still 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-
-from tensord.ipc.tensors import TensorSpec
 
 from ..scheduling.split import Assembly
-from .forms import Form, Place
+from .forms import Form, part_of
 from .ingest import Lease
-from .models import Model
 from .requests import InferRequest
 
 
@@ -38,28 +34,33 @@ class Parts(Assembly[InferRequest]):
         self.compute_ns += compute_ns
 
 
-def can_be_cut(model: Model) -> bool:
-    """Whether a request's rows may run apart: not where one size, which comes from the data, is that of all rows."""
-    return not model.data_dimensions
-
-
 def cut_request(whole: InferRequest, rows: Sequence[int]) -> Parts:
     """The parts of a request that has arrived, of so many rows each."""
     parts, first = [], 0
+    alike: dict[int, Form] = {}
     for count in rows:
-        parts.append(_part(whole, first, count))
+        parts.append(_part(whole, _form(whole, first, count, alike), first))
         first += count
     whole.parts = Parts(parts)
     return whole.parts
 
 
-def _part(whole: InferRequest, first: int, rows: int) -> InferRequest:
-    model = whole.model_served
+def _form(whole: InferRequest, first: int, rows: int, alike: dict[int, Form]) -> Form:
+    """The form of these rows. Where the lease alone says where they are, all parts of a size have one form."""
+    form = whole.form
+    if form.places or form.inline_offsets:
+        return part_of(form, whole.model_served, first, rows)
+    if rows not in alike:
+        alike[rows] = part_of(form, whole.model_served, 0, rows)
+    return alike[rows]
+
+
+def _part(whole: InferRequest, form: Form, first: int) -> InferRequest:
     part = InferRequest(
         whole.connection,
         whole.request_id,
-        model,
-        part_form(whole.form, model, first, rows),
+        whole.model_served,
+        form,
         whole.priority,
         whole.session,
         whole.deadline_ns,
@@ -67,38 +68,7 @@ def _part(whole: InferRequest, first: int, rows: int) -> InferRequest:
     )
     part.arrival_ns = whole.arrival_ns
     part.whole = whole
-    if whole.lease is not None:
-        lies_in_lines = bool(whole.form.inline_offsets)  # then the form's offsets say where the rows are
-        part.lease = whole.lease if lies_in_lines else Lease(whole.lease.chunk, whole.lease.first + first, rows)
+    lease = whole.lease
+    if lease is not None:
+        part.lease = lease if form.inline_offsets else Lease(lease.chunk, lease.first + first, form.rows)
     return part
-
-
-def part_form(form: Form, model: Model, first: int, rows: int) -> Form:
-    """The form of `rows` of a request's rows, from row number `first` on."""
-    sizes = model.sizes(form, ())
-    specs = [model.inputs[index] for index in form.inline_inputs] + [model.outputs[i] for i in form.inline_outputs]
-    inline_bytes = tuple(spec.nbytes(rows, sizes) for spec in specs)
-    offsets = tuple(
-        offset + spec.nbytes(first, sizes) for offset, spec in zip(form.inline_offsets, specs, strict=False)
-    )
-
-    def placed(specs: Sequence[TensorSpec], place: Place) -> Place:
-        spec = specs[place.tensor]
-        return replace(place, offset=place.offset + spec.nbytes(first, sizes), nbytes=spec.nbytes(rows, sizes))
-
-    inputs = tuple(placed(model.inputs, place) for place in form.input_places)
-    outputs = tuple(placed(model.outputs, place) for place in form.output_places)
-    return replace(
-        form,
-        rows=rows,
-        payload_bytes=sum(inline_bytes[: len(form.inline_inputs)]),
-        reply_bytes=sum(inline_bytes[len(form.inline_inputs) :]),
-        inline_bytes=inline_bytes,
-        output_spans=tuple(enumerate(inline_bytes))[len(form.inline_inputs) :],
-        slab_rows=rows,
-        inline_offsets=offsets,
-        input_places=inputs,
-        output_places=outputs,
-        places=inputs + outputs,
-        nbytes=sum(inline_bytes) + sum(place.nbytes for place in inputs + outputs),
-    )

@@ -56,6 +56,7 @@ from .client_arenas import ClientArena
 from .connection import Connection, Limits
 from .ingest import Ingest
 from .models import Model, Models
+from .parts import Parts, cut_request
 from .replies import microseconds, result_frame, too_small
 from .requests import InferRequest, batch_message
 from .timer import Timer
@@ -67,6 +68,9 @@ if TYPE_CHECKING:
 
 SWEEP_S: Final = 0.5
 """Between two looks at stalled connections, gauges and the heartbeat."""
+
+COSTS_TOLD_S: Final = 10.0
+"""Between two messages with learned execution times: what a front end that dies may forget."""
 
 DRAIN_LOOK_S: Final = 0.02
 SCRATCH_BYTES: Final = 128 * 1024
@@ -130,6 +134,9 @@ class FrontEnd:
         """Arenas that were asked for: by whom, in which request, how many bytes."""
         self._next_ticket = 1
         self._dispatch_wanted = False
+        self._costs_due_ns = 0
+        self._costs_told: dict[int, int] = {}
+        """How many requests of each model had been answered when its execution times were told last."""
         self._timer = Timer()
         self._cache = ResponseCache(self, os.urandom(SECRET_BYTES))
         self._redis: RedisTier | None = None
@@ -217,6 +224,8 @@ class FrontEnd:
                 self._add_worker(message, fds)
             case m.WorkerGone(worker):
                 self._remove_worker(now, worker)
+            case m.CostsKnown(index, lines):
+                self.scheduler.restore_costs(index, lines)
             case m.ReplicaReady(worker, index):
                 self.models.by_index[index].replicas.add(worker)
                 self.scheduler.add_replica(now, worker, index)
@@ -373,7 +382,10 @@ class FrontEnd:
         now = time.monotonic_ns()
         request.arrival_ns = now
         self._block.arrived(request.model, request.rows, now - request.received_ns)
-        if request.model_served.cache is None or not self._cache.takes(now, request):
+        model = request.model_served
+        if request.rows > model.batch_rows:
+            self._compute_parts(now, request)
+        elif model.cache is None or not self._cache.takes(now, request):
             self.compute(now, request)
         elif self._cache.waiting:
             self._want_dispatch()
@@ -386,13 +398,26 @@ class FrontEnd:
         else:
             self.refuse(request, error)
 
+    def _compute_parts(self, now: int, whole: InferRequest) -> None:
+        """The scheduler gets its parts, each as a request of its own, until one is refused."""
+        self._block.count(whole.model, Counter.SPLIT)
+        parts = cut_request(whole, self.scheduler.parts(whole.model, whole.rows))
+        for part in parts.parts:
+            error = parts.error or self.scheduler.submit(now, part)
+            if error is not None:
+                self._part_ended(now, part, error)
+        self._want_dispatch()
+
     def count_refused(self, model: Model) -> None:
         """A user asked for a model that is not for it."""
         self._block.count(model.index, Counter.REFUSED_PERMISSION)
 
     def cancel(self, request: InferRequest) -> None:
         """The client does not want the answer any more; it still gets one."""
-        if request in self._cache.waiting or self.scheduler.cancel(time.monotonic_ns(), request):
+        if request.parts is not None:
+            request.parts.fail(Cancelled())
+            self._take_parts_back(time.monotonic_ns(), request.parts)
+        elif request in self._cache.waiting or self.scheduler.cancel(time.monotonic_ns(), request):
             self.refuse(request, Cancelled())
         else:
             request.cancelled = True
@@ -429,7 +454,6 @@ class FrontEnd:
         self._timer.arm(scheduler.wake_at())
 
     def _expire(self, now: int, request: InferRequest) -> None:
-        self._block.count(request.model, Counter.EXPIRED)
         self.refuse(request, DeadlineExceeded("queue", round((now - request.deadline_ns) / 1e6, 3)))
 
     def _expire_waiting(self) -> None:
@@ -450,6 +474,9 @@ class FrontEnd:
         for request in batch.requests:
             if request.flight is not None:
                 self._cache.computed(now, request, batch, compute_ns)
+            if request.whole is not None:
+                self._part_ran(now, request, batch, compute_ns)
+                continue
             error = Cancelled() if request.cancelled else too_small(request) if request.data_sizes else None
             if error is not None:
                 self.refuse(request, error)
@@ -493,6 +520,11 @@ class FrontEnd:
 
     def refuse(self, request: InferRequest, error: TensordError) -> None:
         """Send the final answer of a request that has no result."""
+        if request.whole is not None:
+            self._part_ended(time.monotonic_ns(), request, error)
+            return
+        if isinstance(error, DeadlineExceeded):
+            self._block.count(request.model, Counter.EXPIRED)
         counter = Counter.CANCELLED if isinstance(error, Cancelled) else FAULT_COUNTERS[error.fault]
         self._block.count(request.model, counter)
         reason = REFUSAL_COUNTERS.get(type(error))
@@ -503,20 +535,60 @@ class FrontEnd:
         if request.flight is not None:
             self._cache.ended(request, error)
 
+    # ── parts ───────────────────────────────────────────────────────────────────────────────────
+
+    def _part_ran(self, now: int, part: InferRequest, batch: Batch[InferRequest], compute_ns: int) -> None:
+        assert part.whole is not None
+        assert part.whole.parts is not None
+        part.whole.parts.ran(batch.rows, batch.released_ns - part.arrival_ns, compute_ns)
+        self._part_ended(now, part, Cancelled() if part.cancelled else None)
+
+    def _part_ended(self, now: int, part: InferRequest, error: TensordError | None) -> None:
+        """Answer the whole with the last of its parts; after an error take back what still waits."""
+        whole = part.whole
+        assert whole is not None
+        assert whole.parts is not None
+        if whole.parts.end(part, error):
+            self._answer_whole(now, whole, whole.parts)
+        elif error is not None:
+            self._take_parts_back(now, whole.parts)
+
+    def _take_parts_back(self, now: int, parts: Parts) -> None:
+        """Those that wait; those that run are waited for."""
+        for part in parts.open():
+            if not self.scheduler.cancel(now, part):
+                part.cancelled = True
+            elif parts.end(part, Cancelled()):
+                assert part.whole is not None
+                self._answer_whole(now, part.whole, parts)
+
+    def _answer_whole(self, now: int, whole: InferRequest, parts: Parts) -> None:
+        if parts.error is not None:
+            self.refuse(whole, parts.error)
+            return
+        frames = result_frame(whole, self.ingest_view, parts.batch_rows, parts.queue_ns, parts.compute_ns)
+        self._block.observe(whole.model, Phase.QUEUE, parts.queue_ns)
+        self._block.count(whole.model, Counter.ARENA_BYTES, sum(place.nbytes for place in whole.form.input_places))
+        self._give(now, whole, frames, whole.form.reply_bytes)
+
     def give(
         self, now: int, request: InferRequest, answer: Answer, batch_rows: int, queue_ns: int, compute_ns: int
     ) -> None:
         """Send an answer that no worker wrote into the request's slots."""
-        model, block, payload = request.model_served, self._block, answer.payload
-        head = ResultHead(
-            model.version, batch_rows, microseconds(queue_ns), microseconds(compute_ns), len(model.outputs)
-        )
-        connection = request.connection
-        connection.send(encode_result(head, request.request_id, answer.headers, len(payload)) + payload)
+        model, payload = request.model_served, answer.payload
+        times = microseconds(queue_ns), microseconds(compute_ns)
+        head = ResultHead(model.version, batch_rows, *times, len(model.outputs))
+        frame = encode_result(head, request.request_id, answer.headers, len(payload))
+        self._give(now, request, [frame, payload], len(payload))
+
+    def _give(self, now: int, request: InferRequest, frames: list[bytes | memoryview], replied_bytes: int) -> None:
+        """Send one result that is no part of a batch's."""
+        block, connection = self._block, request.connection
+        connection.send(b"".join(frames))
         block.observe(request.model, Phase.REQUEST, now - request.received_ns)
         block.count(request.model, Counter.SUCCEEDED)
         block.count(request.model, Counter.INLINE_BYTES, request.form.payload_bytes)
-        block.count(request.model, Counter.REPLIED_BYTES, len(payload))
+        block.count(request.model, Counter.REPLIED_BYTES, replied_bytes)
         connection.finished(request)
 
     # ── connections ─────────────────────────────────────────────────────────────────────────────
@@ -570,7 +642,18 @@ class FrontEnd:
         words[Word.RUNNING] = sum(len(batch.requests) for batch in self._running.values())
         words[Word.INGEST_USED_BYTES] = self.ingest.statistics().chunk_bytes
         words[Word.LOOP_TURNS] += 1
+        if now >= self._costs_due_ns:
+            self._tell_costs(now)
         self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _tell_costs(self, now: int) -> None:
+        """Have the supervisor keep the execution times that were learned, where there is news."""
+        self._costs_due_ns = now + int(COSTS_TOLD_S * 1e9)
+        for index in self.models.by_index:
+            batches = self._block.counters(index)[Counter.SUCCEEDED]
+            if batches != self._costs_told.get(index, 0):
+                self._costs_told[index] = batches
+                self._send(m.CostsLearned(index, self.scheduler.costs_snapshot(index)))
 
     def _drain(self, now: int) -> None:
         """Take nothing new, tell the clients, and say Drained when everything is answered.
@@ -589,4 +672,5 @@ class FrontEnd:
         if self._running or self.scheduler.queued or self._cache.waiting or unread:
             self._loop.call_later(DRAIN_LOOK_S, self._look_drained)
         else:
+            self._tell_costs(time.monotonic_ns())
             self._send(m.Drained())

@@ -39,7 +39,8 @@ convicts the right one (recovery.py).
 
 Cost: submit() and the share of a request in dispatch() and complete() are O(log tenants), and constant with one
 tenant; orders other than FCFS add O(log n) of the n requests that wait in their queue. A released batch costs a look
-at every model and bucket that has requests waiting, and none at the others.
+at every model and bucket that has requests waiting, and none at the others. Where sessions are bound, a bucket counts
+once per replica, and a replica that comes or goes sorts what waits anew.
 Removing a request from the middle is lazy: it loses its home, and its entries are dropped when they come to a front.
 Queues are bounded by admission (admission.py); everything else here is proportional to what is queued.
 """

@@ -18,8 +18,11 @@ from .policy import BalancePolicy
 
 
 class _Turns(BalancePolicy):
-    """Smooth weighted round robin. Who is passed over keeps its claim, but to one turn at most, and who steps in for it
-    owes at most one: nobody gets a burst for having been busy long."""
+    """Smooth weighted round robin among those whose turn it can be.
+
+    Who is passed over keeps its claim, but to one turn at most, and who steps in for it owes at most one: nobody gets
+    a burst for having been busy long.
+    """
 
     def __init__(self) -> None:
         self._credits: dict[int, float] = {}

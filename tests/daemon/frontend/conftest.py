@@ -35,7 +35,7 @@ def served() -> ModelServed:
 @pytest.fixture
 def model(served: ModelServed) -> Model:
     made = Model(served)
-    made.apply({"max_batch": 32, "timeout_ms": 1000})
+    made.apply({"max_batch": 32, "rows_max": 32, "timeout_ms": 1000})
     return made
 
 
@@ -64,7 +64,7 @@ def ragged_model() -> Model:
             counts={"found": 2},
         )
     )
-    made.apply({"max_batch": 32, "timeout_ms": 1000})
+    made.apply({"max_batch": 32, "rows_max": 32, "timeout_ms": 1000})
     return made
 
 

@@ -81,7 +81,7 @@ class FakeHost:
         self.returned: list[int] = []
         """Numbers of the arenas that came back."""
         for each in served:
-            self.models.add(each).apply({"max_batch": 32, "timeout_ms": TIMEOUT_MS})
+            self.models.add(each).apply({"max_batch": 32, "rows_max": 32, "timeout_ms": TIMEOUT_MS})
 
     def connection_opened(self, connection: Connection) -> TensordError | None:
         self.opened.append(connection)

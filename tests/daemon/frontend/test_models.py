@@ -9,6 +9,7 @@ from tensord.daemon.frontend.users import Credentials
 from tensord.daemon.messages import ModelServed, TensorInfo
 from tensord.daemon.users import Access, Users
 from tensord.ipc.errors import UnknownModel
+from tensord.ipc.limits import PARTS_MAX
 from tensord.ipc.tensors import Dimension, DType, ModelSpec, TensorSpec
 from tensord.ipc.wire import Lane, ModelEntry, TensorHeader, decode_tensors
 
@@ -44,8 +45,10 @@ def test_clients_are_told_what_the_supervisor_said(model: Model) -> None:
 
 
 def test_knobs_of_the_model_take_effect(model: Model) -> None:
-    model.apply({"max_batch": 8, "timeout_ms": 250, "window_us": 1})
-    assert (model.spec.rows_max, model.timeout_ns) == (8, 250_000_000)
+    model.apply({"max_batch": 8, "rows_max": 20, "timeout_ms": 250, "window_us": 1})
+    assert (model.spec.rows_max, model.batch_rows, model.timeout_ns) == (20, 8, 250_000_000)
+    model.apply({"max_batch": 2, "rows_max": 65_536, "timeout_ms": 250})
+    assert model.spec.rows_max == 2 * PARTS_MAX
 
 
 def test_a_model_is_found_by_name_version_and_label(served: ModelServed) -> None:

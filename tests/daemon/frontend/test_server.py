@@ -20,7 +20,7 @@ from tensord.daemon.messages import Link
 from tensord.daemon.supervisor.rings import Rings
 from tensord.daemon.worker.channel import Channel
 from tensord.ipc.descriptors import DONE, Kind, encode_done, encode_failed
-from tensord.ipc.errors import Cancelled, InternalError, OutputTooSmall, TensordError
+from tensord.ipc.errors import Cancelled, InternalError, ModelFailed, NoMemory, OutputTooSmall, TensordError
 from tensord.ipc.segment import Segment
 from tensord.ipc.statistics import Block, Counter
 from tensord.ipc.tensors import DType
@@ -194,6 +194,30 @@ def test_a_request_whose_output_does_not_fit_gets_an_error_and_its_neighbour_a_r
     assert serving.client.results[2][1] == TensorHeader(1, DType.FLOAT32, (1, 4, 4), 64, Lane.ARENA, 1, 64)
     counters = serving.block.counters(serving.model.index)
     assert (counters[Counter.FAILED_CLIENT], counters[Counter.SUCCEEDED]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "health"), [(InternalError("x"), 0.5), (NoMemory("gpu"), 0.5), (ModelFailed("m", "x"), 1.0)], ids=repr
+)
+def test_a_failure_counts_against_the_device_unless_the_model_is_at_fault(
+    serving: Serving, error: TensordError, health: float
+) -> None:
+    serving.submit(rows=1, sizes=SIZES)
+    serving.channel.answer(Kind.FAILED, encode_failed(serving.dispatch(), 1000, error))
+    serving.front_end._answered(serving.port)
+    assert [type(one) for one in serving.client.errors.values()] == [type(error)]
+    assert [worker.health for worker in serving.front_end.scheduler.statistics().workers] == [health]
+
+
+def test_the_weight_of_a_device_reaches_the_scheduler(serving: Serving) -> None:
+    def weights() -> list[float]:
+        return [worker.weight for worker in serving.front_end.scheduler.statistics().workers]
+
+    general = serving.front_end._knobs.general
+    serving.front_end._apply_knobs(m.KnobValues(1, general, {}, {"cpu:0": {"device_weight": 3.0}}))
+    assert weights() == [3.0]
+    serving.front_end._apply_knobs(m.KnobValues(2, general, {}, {"cpu:1": {"device_weight": 5.0}}))
+    assert weights() == [1.0]
 
 
 @pytest.mark.parametrize("sizes", [[], [1], [1, 1, 1], [9, 1], [1, 9], [2**32 - 1, 0]], ids=str)
