@@ -182,6 +182,22 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not settled or self.scheduler.dispatch(self.now) == []
         self.now = end_ns
 
+    @rule(
+        model=st.sampled_from(MODELS), patience_ns=st.lists(st.sampled_from([30 * MS, FAR_NS]), min_size=3, max_size=5)
+    )
+    def trickle_and_sleep(self, model: int, patience_ns: list[int]) -> None:
+        """Single rows keep the workers busy, and one waits for more; nothing is possible before wake_at()."""
+        for patience in patience_ns:
+            self.submit(1, model, "a", "t", 1, 1, patience)
+            self.dispatch()
+        self.dispatch()
+        wake_ns = self.scheduler.wake_at()
+        if wake_ns is not None and wake_ns < self.now + 100 * MS:
+            self.now = wake_ns - 1
+            assert self.scheduler.expire(self.now) == []
+            assert self.scheduler.dispatch(self.now) == []
+            self.now = wake_ns
+
     @rule()
     def expire(self) -> None:
         for request in self.scheduler.expire(self.now):
