@@ -214,9 +214,9 @@ def test_the_weight_of_a_device_reaches_the_scheduler(serving: Serving) -> None:
         return [worker.weight for worker in serving.front_end.scheduler.statistics().workers]
 
     general = serving.front_end._knobs.general
-    serving.front_end._apply_knobs(m.KnobValues(1, general, {}, {"cpu:0": {"device_weight": 3.0}}))
+    serving.front_end._apply_knobs(m.KnobValues(1, general, {}, {"cpu:0": {"device_weight": 3.0}}, {}))
     assert weights() == [3.0]
-    serving.front_end._apply_knobs(m.KnobValues(2, general, {}, {"cpu:1": {"device_weight": 5.0}}))
+    serving.front_end._apply_knobs(m.KnobValues(2, general, {}, {"cpu:1": {"device_weight": 5.0}}, {}))
     assert weights() == [1.0]
 
 

@@ -188,7 +188,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def trickle_and_sleep(self, model: int, patience_ns: list[int]) -> None:
         """Single rows keep the workers busy, and one waits for more; nothing is possible before wake_at()."""
         for patience in patience_ns:
-            self.submit(1, model, "a", "t", 1, 1, patience)
+            self.submit(1, model, "a", "t", 1, 1, patience, 0, 0, 0)
             self.dispatch()
         self.dispatch()
         wake_ns = self.scheduler.wake_at()
