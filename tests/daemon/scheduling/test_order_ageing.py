@@ -11,7 +11,7 @@ from .rig import FAR_NS, MS, Rig, make
 
 AGE_NS = 20 * MS
 
-UNWANTED: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+UNWANTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sjf": ({"rows": 2}, {"rows": 1}),
     "mlfq": ({"flow": 1}, {}),
     "edf": ({"deadline_ns": FAR_NS}, {"deadline_ns": FAR_NS - 1}),
