@@ -82,12 +82,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     runtime_dir: Path
     models: Path
     """The root of the model repository."""
-    state_dir: Path
-    """What shall outlive the instance: learned execution times."""
     devices: Devices
     knobs: dict[str, Setting]
     model_knobs: dict[str, dict[str, Setting]]
     device_knobs: dict[str, dict[str, Setting]]
+    state_dir: Path | None = None
+    """For what shall outlive the instance, the learned execution times; None: nothing does."""
     tenant_knobs: dict[str, dict[str, Setting]] = {}
     """By class of tenants."""
     access: dict[str, Access] = {}
@@ -140,12 +140,11 @@ def load_config(
     daemon |= _paths("command line", Path.cwd(), "daemon", given, _DAEMON_KEYS)
     models, access = _access(origin, sections["models"])
     tenants, classes = _tenant_classes(origin, sections["tenants"])
-    runtime_dir = daemon.get("runtime_dir") or _default_runtime_dir(origin, environ)
     config = Config(
         path=path,
-        runtime_dir=runtime_dir,
+        runtime_dir=daemon.get("runtime_dir") or _default_runtime_dir(origin, environ),
         models=daemon.get("models", base / "models"),
-        state_dir=daemon.get("state_dir", runtime_dir),
+        state_dir=daemon.get("state_dir"),
         devices=daemon.get("devices", "auto"),
         knobs=_knobs(origin, "knobs", sections["knobs"], None),
         model_knobs=_targets(origin, "models", models, Scope.MODEL),

@@ -27,12 +27,15 @@ _decoder = msgspec.json.Decoder(dict[str, Lines])
 class Costs:
     """Snapshots by model version, `digits:1`."""
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / FILE_NAME
+    def __init__(self, directory: Path | None) -> None:
+        """Without a directory they are kept for the next front end only."""
+        self._path = directory / FILE_NAME if directory else None
         self._lines: dict[str, Lines] = {}
 
     def load(self) -> str:
         """Read the file if there is one; what an operator should know of it, or nothing."""
+        if self._path is None:
+            return ""
         try:
             with self._path.open("rb") as file:
                 content = file.read(FILE_BYTES_MAX + 1)
@@ -62,6 +65,8 @@ class Costs:
 
     def write(self, content: bytes) -> str:
         """Replace the file, whole or not at all; what an operator should know, or nothing. May wait for the disk."""
+        if self._path is None:
+            return ""
         fresh = self._path.with_suffix(f".{os.getpid()}")
         try:
             self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)

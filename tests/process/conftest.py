@@ -143,7 +143,9 @@ MODELS: Final = {
 class Daemon:
     """A running instance."""
 
-    def __init__(self, directory: Path, knobs: str = "", descriptors_max: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, knobs: str = "", descriptors_max: int | None = None, state_dir: Path | None = None
+    ) -> None:
         self.runtime_dir = Path(tempfile.mkdtemp(prefix="td", dir="/tmp"))
         self.socket = self.runtime_dir / "tensord.sock"
         self.log = directory / "log"
@@ -158,8 +160,9 @@ class Daemon:
             shutil.copyfile(manifest, version / "model.toml")
             shutil.copyfile(manifest.with_suffix(".py"), version / "model.py")
         config = directory / "tensord.toml"
+        kept = f'state_dir = "{state_dir}"\n' if state_dir else ""
         config.write_text(
-            f'[daemon]\nruntime_dir = "{self.runtime_dir}"\nmodels = "models"\ndevices = ["cpu:0"]\n'
+            f'[daemon]\nruntime_dir = "{self.runtime_dir}"\nmodels = "models"\ndevices = ["cpu:0"]\n{kept}'
             f"[knobs]\ndrain_timeout_s = 5\n{knobs}\n"
         )
         with self.log.open("wb") as log:

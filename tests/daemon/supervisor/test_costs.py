@@ -18,6 +18,12 @@ def test_what_was_learned_is_there_after_a_restart(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "state").iterdir()] == [FILE_NAME]
 
 
+def test_without_a_directory_nothing_is_written() -> None:
+    found = Costs(None)
+    found.learned("digits:1", LINES)
+    assert (found.load(), found.write(found.content()), found.of("digits:1")) == ("", "", LINES)
+
+
 def test_no_file_is_no_complaint(tmp_path: Path) -> None:
     assert Costs(tmp_path).load() == ""
 
