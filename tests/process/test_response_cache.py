@@ -334,6 +334,7 @@ def test_a_server_that_hangs_or_dies_costs_one_timeout_and_no_request(
         assert failed <= len(clients), "those that were under way, and not every request"
         redis.kill()
         answered(1000)
+        daemon.wait_status(lambda now: now.frontend.notes == ["the cache's second tier does not answer"])
         redis.start_again()
         until(lambda: redis.size > 0)
     finally:
@@ -345,4 +346,5 @@ def test_a_server_that_hangs_or_dies_costs_one_timeout_and_no_request(
     p99 = everything[len(everything) * 99 // 100]
     assert p99 <= TIMEOUT_MS + normal, (p99, normal)
     until(lambda: daemon.counter("echo", "succeeded") == daemon.counter("echo", "requests"))
+    daemon.wait_status(lambda now: now.frontend.notes == [])
     assert "second tier answers again" in daemon.log.read_text()
