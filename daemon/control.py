@@ -156,6 +156,8 @@ class FrontendStatus(msgspec.Struct, frozen=True):
     """Requests with workers."""
     ingest_bytes: int
     ingest_used_bytes: int
+    notes: list[str] = []
+    """What the operator should know of it."""
 
 
 class InstanceStatus(msgspec.Struct, frozen=True, tag=True):

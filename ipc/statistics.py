@@ -52,6 +52,7 @@ class Word(IntEnum):
     DEVICE_ALLOCATED_BYTES = 19  # worker of a GPU: what tensors hold of its memory
     DEVICE_FREE_BYTES = 20  # worker of a GPU: of the whole GPU, whoever uses the rest
     DEVICE_TOTAL_BYTES = 21  # worker of a GPU; 0 tells a worker that has none
+    SECOND_TIER_FAILING = 22  # front end: 1 while the second tier of the cache does not answer
 
 
 WORDS: Final = 64

@@ -113,6 +113,8 @@ def status(
         console.print(f"  [red]because[/] {escape(reason)}", soft_wrap=True)
     for heading, text in _facts(instance):
         console.print(f"[dim]{heading:<10}[/] {escape(text)}", soft_wrap=True)
+    for note in instance.frontend.notes:
+        console.print(f"[yellow]front end[/]: {escape(note)}", soft_wrap=True)
     console.print(_workers(instance.workers))
     for worker in instance.workers:
         if worker.device_memory is not None:

@@ -641,6 +641,7 @@ class FrontEnd:
         words[Word.QUEUED] = self.scheduler.queued
         words[Word.RUNNING] = sum(len(batch.requests) for batch in self._running.values())
         words[Word.INGEST_USED_BYTES] = self.ingest.statistics().chunk_bytes
+        words[Word.SECOND_TIER_FAILING] = self._redis is not None and self._redis.failing
         words[Word.LOOP_TURNS] += 1
         if now >= self._costs_due_ns:
             self._tell_costs(now)

@@ -53,6 +53,7 @@ def _frontend(supervisor: "Supervisor") -> control.FrontendStatus:
         running=words[Word.RUNNING],
         ingest_bytes=supervisor.ingest_bytes,
         ingest_used_bytes=words[Word.INGEST_USED_BYTES],
+        notes=["the cache's second tier does not answer"] if words[Word.SECOND_TIER_FAILING] else [],
     )
 
 

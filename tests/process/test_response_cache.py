@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.process
 
 CACHED: Final = 'cache_bytes = "1MiB"'
-TIMEOUT_MS: Final = 20
+TIMEOUT_MS: Final = 100
 """The second tier's, here."""
 
 
@@ -170,7 +170,7 @@ def test_the_others_get_their_answer_when_the_first_of_them_is_killed(
     first, second = next(gates), next(gates)
     running, queued, waiting = connect(caching), connect(caching), connect(caching)
     arrived, computed = caching.counter("gate", "requests"), caching.counter("gate", "cache_misses")
-    with counted(caching, "gate", cancelled=2, succeeded=2, cache_joined=1):
+    with caching.knobs(pipeline_depth=1), counted(caching, "gate", cancelled=2, succeeded=2, cache_joined=1):
         running.send(running.request("gate", gate(first)))
         caching.wait_entered(first)
         queued.send(queued.request("gate", gate(second)))
@@ -326,14 +326,15 @@ def test_a_server_that_hangs_or_dies_costs_one_timeout_and_no_request(
         thread.start()
     try:
         answered(500)
-        normal = max(itertools.chain(*took))
+        normal, failed = max(itertools.chain(*took)), daemon.counter("echo", "cache_redis_failed")
         redis.signal(signal.SIGSTOP)
         answered(1000)
         redis.signal(signal.SIGCONT)
-        failed = daemon.counter("echo", "cache_redis_failed")
-        assert 1 <= failed <= 3, "one turn's look-ups, and not every request's"
+        failed = daemon.counter("echo", "cache_redis_failed") - failed
+        assert failed <= len(clients), "those that were under way, and not every request"
         redis.kill()
         answered(1000)
+        daemon.wait_status(lambda now: now.frontend.notes == ["the cache's second tier does not answer"])
         redis.start_again()
         until(lambda: redis.size > 0)
     finally:
@@ -345,4 +346,5 @@ def test_a_server_that_hangs_or_dies_costs_one_timeout_and_no_request(
     p99 = everything[len(everything) * 99 // 100]
     assert p99 <= TIMEOUT_MS + normal, (p99, normal)
     until(lambda: daemon.counter("echo", "succeeded") == daemon.counter("echo", "requests"))
+    daemon.wait_status(lambda now: now.frontend.notes == [])
     assert "second tier answers again" in daemon.log.read_text()

@@ -59,7 +59,7 @@ class RedisTier:
         self._writes: deque[tuple[bytes, bytes, int]] = deque()
         self._writes_bytes = 0
         self._writing = False
-        self._open = False
+        self.failing = False
         """The circuit is open: the server failed, and has not answered since."""
         self._backoff_s = BACKOFF_MIN_S
         self._recovered_s = 0.0
@@ -70,7 +70,7 @@ class RedisTier:
 
     def look_up(self, key: bytes, bytes_max: int, found: Found) -> bool:
         """See SecondTier."""
-        if self._open or self._look_ups >= LOOK_UPS_MAX or len(self._wanted) >= BATCH_MAX:
+        if self.failing or self._look_ups >= LOOK_UPS_MAX or len(self._wanted) >= BATCH_MAX:
             return False
         if not self._wanted:
             self._loop.call_soon(self._ask)
@@ -80,7 +80,7 @@ class RedisTier:
     def keep(self, key: bytes, value: bytes, ttl_ms: int) -> None:
         """See SecondTier."""
         too_much = len(self._writes) >= WRITES_MAX or self._writes_bytes + len(value) > WRITES_BYTES_MAX
-        if self._open or too_much:
+        if self.failing or too_much:
             return
         self._writes.append((key, value, ttl_ms))
         self._writes_bytes += len(value)
@@ -143,9 +143,9 @@ class RedisTier:
         """Open the circuit, whatever the library made of what the server did."""
         self._writes.clear()
         self._writes_bytes = 0
-        if self._open:
+        if self.failing:
             return
-        self._open = True
+        self.failing = True
         steady = self._loop.time() - self._recovered_s > STEADY_S
         self._backoff_s = BACKOFF_MIN_S if steady else min(2 * self._backoff_s, BACKOFF_MAX_S)
         reason = str(error) or type(error).__name__
@@ -154,12 +154,12 @@ class RedisTier:
 
     async def _recover(self) -> None:
         """Ask until it answers; no request waits for this."""
-        while self._open:
+        while self.failing:
             await asyncio.sleep(self._backoff_s)
             try:
                 async with asyncio.timeout(self.timeout_ns / 1e9):
                     await self._redis.ping()
-                self._open = False
+                self.failing = False
             except Exception:
                 self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
         self._recovered_s = self._loop.time()

@@ -204,6 +204,11 @@ def test_the_memory_of_a_gpu_and_what_to_know_of_it_are_told(tensord: Command, o
     ]
 
 
+def test_what_to_know_of_the_front_end_is_told(tensord: Command, operator: FakeControl) -> None:
+    shown = instance(frontend=msgspec.structs.replace(FRONTEND, notes=["the tier is [down]"]))
+    assert "front end: the tier is [down]" in status_lines(tensord, operator, shown)
+
+
 def test_json_is_the_whole_answer(tensord: Command, operator: FakeControl) -> None:
     operator.answer = instance(models=[model()])
     ended = tensord("status", "--json", "--socket", operator.data_socket)

@@ -115,6 +115,17 @@ def test_a_gpus_memory_is_told_and_a_cpu_has_none(rig: Rig) -> None:
     rig.run(body)
 
 
+def test_a_second_tier_that_fails_is_told_while_it_does(rig: Rig) -> None:
+    async def body() -> None:
+        told = []
+        for failing in (1, 0):
+            rig.supervisor.page.block.words[Word.SECOND_TIER_FAILING] = failing
+            told.append(report(rig.supervisor).frontend.notes)
+        assert told == [["the cache's second tier does not answer"], []]
+
+    rig.run(body)
+
+
 def test_what_a_worker_notes_is_told_until_it_takes_it_back_or_ends(rig: Rig) -> None:
     def told() -> list[str]:
         return report(rig.supervisor).workers[0].notes
