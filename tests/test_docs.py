@@ -24,6 +24,7 @@ OF_THE_DAEMON = {
     "PIPELINE_DEPTH_MAX",
     "DATA_DIMENSIONS_MAX",
     "ARENA_PAGE_BYTES",
+    "PARTS_MAX",
 }
 """Limits between the daemon's own processes, or of our library: no other client meets them."""
 
