@@ -35,7 +35,16 @@ class Set(msgspec.Struct, frozen=True, tag=True):
     expected_epoch: int | None = None
 
 
-Request = Status | Get | Set
+class Record(msgspec.Struct, frozen=True, tag=True):
+    """Record the load into a new file, for so long or until so many bytes are full; answered at its end."""
+
+    path: str
+    """Absolute; the daemon's user makes it."""
+    seconds: float
+    bytes_max: int
+
+
+Request = Status | Get | Set | Record
 
 
 class KnobState(msgspec.Struct, frozen=True):
@@ -75,6 +84,14 @@ class Applied(msgspec.Struct, frozen=True, tag=True):
     changes: list[Changed]
     converging: list[str]
     """Processes that have not yet said that they work with it."""
+
+
+class Recorded(msgspec.Struct, frozen=True, tag=True):
+    """Answer to Record."""
+
+    records: int
+    complaint: str
+    """Why it ended before its time; empty: it did not."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -183,7 +200,7 @@ class InstanceStatus(msgspec.Struct, frozen=True, tag=True):
     models: list[ModelStatus]
 
 
-Answer = InstanceStatus | Values | Applied | Refused
+Answer = InstanceStatus | Values | Applied | Recorded | Refused
 
 encode = msgspec.json.Encoder().encode
 decode_request = msgspec.json.Decoder(Request).decode
@@ -194,11 +211,11 @@ class Unreachable(Exception):
     """No daemon answers on the control socket; the sentence says where it was looked for."""
 
 
-def ask(path: Path, request: Request) -> Answer:
+def ask(path: Path, request: Request, timeout_s: float = TIMEOUT_S) -> Answer:
     """Send one request and wait for its answer. Raises Unreachable."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(TIMEOUT_S)
+            sock.settimeout(timeout_s)
             sock.connect(str(path))
             sock.sendall(encode(request) + b"\n")
             with sock.makefile("rb") as lines:

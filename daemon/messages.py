@@ -115,6 +115,13 @@ class CostsKnown(Message, frozen=True, tag=True, array_like=True):
     lines: list[dict[str, Any]]
 
 
+class StartRecording(Message, frozen=True, tag=True, array_like=True):
+    """Record the load. fds: the file. Answered with RecordingEnded, in its time."""
+
+    seconds: float
+    bytes_max: int
+
+
 class WorkerJoined(Message, frozen=True, tag=True, array_like=True):
     """A worker with new rings. fds: work ring, done ring, work doorbell, done doorbell."""
 
@@ -197,6 +204,13 @@ class CostsLearned(Message, frozen=True, tag=True, array_like=True):
 
     index: int
     lines: list[dict[str, Any]]
+
+
+class RecordingEnded(Message, frozen=True, tag=True, array_like=True):
+    """So many requests were recorded, and what was wrong, or nothing."""
+
+    records: int
+    complaint: str
 
 
 class Drained(Message, frozen=True, tag=True, array_like=True):
@@ -303,6 +317,7 @@ AnyMessage = (
     | FrontendSetup
     | Listen
     | CostsKnown
+    | StartRecording
     | WorkerJoined
     | WorkerGone
     | ReplicaReady
@@ -315,6 +330,7 @@ AnyMessage = (
     | ArenaReturned
     | WorkerAccused
     | CostsLearned
+    | RecordingEnded
     | Drained
     | WorkerSetup
     | LoadModel

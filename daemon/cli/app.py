@@ -18,6 +18,8 @@ from .infer import EXAMPLES as INFER_EXAMPLES
 from .infer import infer
 from .inspecting import STATUS_EXAMPLES, models, status, version
 from .output import Failure, Refusal, complain
+from .recording import EXAMPLES as RECORD_EXAMPLES
+from .recording import record
 from .serving import DEMO_EXAMPLES, SERVE_EXAMPLES, check_config, demo, serve
 from .simulating import EXAMPLES as SIMULATE_EXAMPLES
 from .simulating import simulate
@@ -37,6 +39,7 @@ app.command(epilog=SERVE_EXAMPLES)(serve)
 app.command(epilog=DEMO_EXAMPLES)(demo)
 app.command(epilog=INFER_EXAMPLES)(infer)
 app.command(epilog=BENCH_EXAMPLES)(bench)
+app.command(epilog=RECORD_EXAMPLES)(record)
 app.command(epilog=SIMULATE_EXAMPLES)(simulate)
 app.command()(models)
 app.command(epilog=STATUS_EXAMPLES)(status)

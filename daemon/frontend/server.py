@@ -49,6 +49,7 @@ from ..log import configure, get_logger
 from ..scheduling.policy import GlobalPolicy, ModelPolicy
 from ..scheduling.request import Batch, ReleaseReason
 from ..scheduling.scheduler import Scheduler
+from ..simulation.trace import ANSWERED
 from .cache.answers import Answer
 from .cache.key import SECRET_BYTES
 from .cache.response_cache import ResponseCache
@@ -57,6 +58,7 @@ from .connection import Connection, Limits
 from .ingest import Ingest
 from .models import Model, Models
 from .parts import Parts, cut_request
+from .recording import Recording
 from .replies import microseconds, result_frame, too_small
 from .requests import InferRequest, batch_message
 from .timer import Timer
@@ -134,6 +136,7 @@ class FrontEnd:
         """Arenas that were asked for: by whom, in which request, how many bytes."""
         self._next_ticket = 1
         self._dispatch_wanted = False
+        self._recording: Recording | None = None
         self._costs_due_ns = 0
         self._costs_told: dict[int, int] = {}
         """How many requests of each model had been answered when its execution times were told last."""
@@ -224,6 +227,8 @@ class FrontEnd:
                 self._add_worker(message, fds)
             case m.WorkerGone(worker):
                 self._remove_worker(now, worker)
+            case m.StartRecording(seconds, bytes_max):
+                self._record(fds[0], seconds, bytes_max)
             case m.CostsKnown(index, lines):
                 self.scheduler.restore_costs(index, lines)
             case m.ReplicaReady(worker, index):
@@ -491,6 +496,9 @@ class FrontEnd:
             connection.send(b"".join(frames))
         inline_bytes = arena_bytes = 0
         done = time.monotonic_ns()
+        if (recording := self._recording) is not None:
+            for request in answered:
+                recording.record(done, request, request.model_served.name, ANSWERED, batch, compute_ns)
         for request in answered:
             form = request.form
             inline_bytes += form.payload_bytes
@@ -520,6 +528,8 @@ class FrontEnd:
 
     def refuse(self, request: InferRequest, error: TensordError) -> None:
         """Send the final answer of a request that has no result."""
+        if self._recording is not None and request.parts is None:
+            self._recording.record(time.monotonic_ns(), request, request.model_served.name, error.code)
         if request.whole is not None:
             self._part_ended(time.monotonic_ns(), request, error)
             return
@@ -541,6 +551,8 @@ class FrontEnd:
         assert part.whole is not None
         assert part.whole.parts is not None
         part.whole.parts.ran(batch.rows, batch.released_ns - part.arrival_ns, compute_ns)
+        if self._recording is not None and not part.cancelled:
+            self._recording.record(now, part, part.model_served.name, ANSWERED, batch, compute_ns)
         self._part_ended(now, part, Cancelled() if part.cancelled else None)
 
     def _part_ended(self, now: int, part: InferRequest, error: TensordError | None) -> None:
@@ -646,6 +658,20 @@ class FrontEnd:
         if now >= self._costs_due_ns:
             self._tell_costs(now)
         self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _record(self, fd: int, seconds: float, bytes_max: int) -> None:
+        """Record for so long; one recording at a time."""
+        if self._recording is not None:
+            self._recording.stop()
+        knobs = self._knobs
+        models = {model.name: dict(knobs.models.get(model.name, {})) for model in self.models.by_index.values()}
+        workers = {worker: port.device for worker, port in self._ports.items()}
+        self._recording = Recording(fd, bytes_max, dict(knobs.general), models, workers, self._recorded)
+        self._loop.call_later(seconds, self._recording.stop)
+
+    def _recorded(self, records: int, complaint: str) -> None:
+        self._recording = None
+        self._send(m.RecordingEnded(records, complaint))
 
     def _tell_costs(self, now: int) -> None:
         """Have the supervisor keep the execution times that were learned, where there is news."""

@@ -23,6 +23,7 @@ class Operations(Protocol):
     def status(self) -> control.InstanceStatus: ...
     def get(self, addresses: list[str]) -> control.Values | control.Refused: ...
     async def set(self, request: control.Set, who: str) -> control.Applied | control.Refused: ...
+    async def record(self, request: control.Record) -> control.Recorded | control.Refused: ...
 
 
 class ControlServer:
@@ -73,10 +74,11 @@ class ControlServer:
                 return self._operations.status()
             case control.Get():
                 return self._operations.get(request.addresses)
-            case _:
-                if uid not in (0, os.getuid()):
-                    return control.Refused(f"uid {uid} may read knobs, not set them: use the daemon's user, or root")
-                return await self._operations.set(request, f"uid {uid}")
+        if uid not in (0, os.getuid()):
+            return control.Refused(f"uid {uid} may read knobs, not set them: use the daemon's user, or root")
+        if isinstance(request, control.Record):
+            return await self._operations.record(request)
+        return await self._operations.set(request, f"uid {uid}")
 
 
 def _uid(writer: asyncio.StreamWriter) -> int:

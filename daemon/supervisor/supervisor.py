@@ -38,6 +38,7 @@ from .instance import RuntimeDirectory, raise_descriptor_limit
 from .knobs import Knobs
 from .lifecycle import State
 from .memory import check_room
+from .recording import Recording
 from .report import report
 from .rings import Rings
 from .second_tier import second_tier
@@ -109,6 +110,7 @@ class Supervisor:
         self._control = ControlServer(self)
         self._costs = Costs(config.state_dir)
         self._costs_written = b""
+        self._recording = Recording()
         self._loop: asyncio.AbstractEventLoop
         self._ended: asyncio.Event
         self._acknowledged: asyncio.Event
@@ -270,6 +272,7 @@ class Supervisor:
         lived_s = self.frontend.lived_s
         self.frontend = None
         self._listening = False
+        self._recording.ended(0, "the front end died")
         self.acknowledgements.leave(FRONTEND)
         self._acknowledged.set()
         for arena in self.arenas:
@@ -341,6 +344,8 @@ class Supervisor:
             case m.CostsLearned(index, lines):
                 manifest = self.catalog.manifest(index)
                 self._costs.learned(f"{manifest.name}:{manifest.version}", lines)
+            case m.RecordingEnded(records, complaint):
+                self._recording.ended(records, complaint)
             case m.Drained():
                 self._log.info("drained")
                 self._stop_children()
@@ -632,6 +637,12 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._acknowledged.wait(), left)
         return self.knobs.applied(transaction, self.converging())
+
+    async def record(self, request: control.Record) -> control.Recorded | control.Refused:
+        """See control_server.Operations."""
+        if self.frontend is None or not self._listening:
+            return control.Refused("no front end serves now: try again when it does")
+        return await self._recording.run(request, self.frontend.send)
 
     def converging(self) -> list[str]:
         """Processes that do not yet work with the newest knobs."""

@@ -48,6 +48,8 @@ EXAMPLES: list[m.AnyMessage] = [
     m.ReplicaReady(0, 1),
     m.ReplicaExpected(1, False, "it failed to load"),
     m.ArenaMade(5, 6, 2**30),
+    m.StartRecording(2.5, 1 << 20),
+    m.RecordingEnded(7, "the disk is full"),
     m.CostsKnown(3, [{"bucket": [1, "x"], "fixed_ns": 0.5}]),
     m.CostsLearned(3, [{"bucket": None, "row_ns": 7}]),
     m.ArenaRefused(5, 204, {"asked_bytes": 1, "limit_bytes": 2, "knob": "arenas_bytes_max"}),

@@ -71,6 +71,10 @@ class Supervisor:
         self.asked.append((request.settings, who))
         return APPLIED
 
+    async def record(self, request: control.Record) -> control.Recorded | control.Refused:
+        self.asked.append(request)
+        return control.Recorded(7, "")
+
 
 class Operator:
     """One connection."""
@@ -181,7 +185,9 @@ def test_each_request_is_answered_by_the_supervisor(run: Run) -> None:
         assert await operator.ask(control.Status()) == STATUS
         assert await operator.ask(control.Get(["max_batch"])) == VALUES
         assert await operator.ask(control.Set({"max_batch": 16}, "why", 3)) == APPLIED
-        assert served.supervisor.asked == ["status", ["max_batch"], ({"max_batch": 16}, f"uid {os.geteuid()}")]
+        wish = control.Record("/tmp/trace", 1.0, 1 << 20)
+        assert await operator.ask(wish) == control.Recorded(7, "")
+        assert served.supervisor.asked == ["status", ["max_batch"], ({"max_batch": 16}, f"uid {os.geteuid()}"), wish]
 
     run(body)
 
