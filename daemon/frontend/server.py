@@ -335,15 +335,12 @@ class FrontEnd:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Release what the scheduler releases now, refuse what has expired, and set the timer for the rest."""
+        """Release what the scheduler releases now, refuse what has left its queue unanswered, and set the timer for the rest."""
         self._dispatch_wanted = False
         scheduler = self.scheduler
         if not scheduler.has_work:
             return
         now = time.monotonic_ns()
-        for request in scheduler.expire(now):
-            self._block.count(request.model, Counter.EXPIRED)
-            self._answer_error(request, DeadlineExceeded("queue", round((now - request.deadline_ns) / 1e6, 3)))
         ringing = set()
         for batch in scheduler.dispatch(now):
             port = self._ports[batch.worker]
@@ -353,6 +350,9 @@ class FrontEnd:
             self._block.count(batch.model, RELEASE_COUNTERS[batch.reason])
         for port in ringing:
             port.ring()
+        for request, error in scheduler.expire(now):
+            self._block.count(request.model, Counter.EXPIRED)
+            self._answer_error(request, error)
         self._timer.arm(scheduler.wake_at())
 
     # ── answers ─────────────────────────────────────────────────────────────────────────────────

@@ -21,8 +21,11 @@ class Offer(NamedTuple):
     start_tag: float
     """The model's place in the fair shares of this worker (fairness.py)."""
     round: int
-    """With `turn`, the tenant's place in its model's deficit round robin (tenants.py)."""
+    """With `turn`, the user's place in its model's deficit round robin (tenants.py)."""
     turn: int
+    name_round: int
+    """With `name_turn`, the tenant's place among the names of its user."""
+    name_turn: int
     order_key: float
     """The leader's place in the order policy."""
     seq: int
@@ -58,8 +61,9 @@ def _offer(now: int, worker: Worker, bucket: BucketQueue, ageing_ns: int, reason
             priority, leader = level.leader(now, ageing_ns)
             assert leader.home is not None
             account, order = leader.home.account, leader.home.order
-            tag = worker.clocks[priority].start_tag(model.key)
-            offer = Offer(priority, tag, account.round, account.turn, order.key(leader), leader.seq, leader, reason)
+            tag, share = worker.clocks[priority].start_tag(model.key), account.share
+            turns = (share.round, share.turn, account.round, account.turn)
+            offer = Offer(priority, tag, *turns, order.key(leader), leader.seq, leader, reason)
             if best is None or offer < best:
                 best = offer
     assert best is not None

@@ -3,7 +3,8 @@
     ModelQueue (model.py)
     └── BucketQueue     requests that may share a batch
         └── Level       one per priority class
-            └── TenantQueue, in a Ring     sorted by the order policy
+            └── UserQueue, in a Ring               the names of one user
+                └── TenantQueue, in a Ring         sorted by the order policy
 
 Counts are exact at every level; the queues themselves are emptied lazily (see LazyQueue).
 """
@@ -17,7 +18,7 @@ from tensord.ipc.limits import BATCH_REQUESTS_MAX, PRIORITY_CLASSES
 from .lazy_queue import LazyQueue
 from .order import OrderPolicy
 from .request import Request, RequestState
-from .tenants import Account, Ring
+from .tenants import Account, Ring, Share, Turns
 
 if TYPE_CHECKING:
     from .model import ModelQueue
@@ -44,7 +45,14 @@ class TenantQueue:
         self.count = 0
         """Living requests."""
         self.listed = False
-        """Whether the level's ring has an entry for it."""
+        """Whether its user's ring has an entry for it."""
+
+    @property
+    def turns(self) -> Turns:
+        return self.account
+
+    def is_empty(self) -> bool:
+        return not self.count
 
     def leave(self) -> None:
         """The ring has dropped this empty queue; the next request of the tenant makes a new one."""
@@ -58,10 +66,35 @@ class TenantQueue:
             self.order.push(request)
 
 
+class UserQueue:
+    """The names of one user that have requests of one bucket and priority class."""
+
+    __slots__ = ("level", "listed", "ring", "share")
+
+    def __init__(self, level: "Level", share: Share) -> None:
+        self.level = level
+        self.share = share
+        self.ring: Ring[TenantQueue] = Ring()
+        self.listed = False
+        """Whether the level's ring has an entry for it."""
+
+    @property
+    def turns(self) -> Turns:
+        return self.share
+
+    def is_empty(self) -> bool:
+        return self.ring.is_empty()
+
+    def leave(self) -> None:
+        """The ring has dropped this empty queue; the next request of the user makes a new one."""
+        self.listed = False
+        self.level.users.pop(self.share.user.name, None)
+
+
 class Level:
     """The requests of one bucket and priority class."""
 
-    __slots__ = ("ages", "bucket", "count", "priority", "ring", "tenants")
+    __slots__ = ("ages", "bucket", "count", "priority", "ring", "tenants", "users")
 
     def __init__(self, bucket: "BucketQueue", priority: int) -> None:
         self.bucket = bucket
@@ -71,7 +104,8 @@ class Level:
         self.ages = LazyQueue(_by_seq)
         """All of them, the oldest first."""
         self.tenants: dict[str, TenantQueue] = {}
-        self.ring = Ring()
+        self.users: dict[str, UserQueue] = {}
+        self.ring: Ring[UserQueue] = Ring()
 
     def push(self, request: Request) -> None:
         tenant = self.tenants.get(request.tenant)
@@ -90,10 +124,21 @@ class Level:
         if tenant is None:
             tenant = self.tenants[name] = TenantQueue(self, name, account, model.make_order())
         tenant.account = account
+        user = self.users.get(account.share.user.name)
+        if user is None:
+            user = self.users[account.share.user.name] = UserQueue(self, account.share)
         if not tenant.listed:
             tenant.listed = True
-            self.ring.add(tenant)
+            user.ring.add(tenant)
+        user.share = account.share
+        if not user.listed:
+            user.listed = True
+            self.ring.add(user)
         return tenant
+
+    def first(self) -> TenantQueue:
+        """The tenant whose turn it is; at least one request is waiting."""
+        return self.ring.first().ring.first()
 
     def leader(self, now: int, ageing_ns: int) -> tuple[int, Request]:
         """The request of this level that goes first, and the class it counts for; at least one is waiting.
@@ -101,16 +146,16 @@ class Level:
         Ageing raises those that have waited long. Where the tenant whose turn it is has waited less long than
         the oldest of the level, the oldest goes first: turns may not keep anybody waiting for ever.
         """
-        leader = self.ring.first().order.peek()
+        leader = self.first().order.peek()
         assert leader is not None
         if not self.priority or not ageing_ns:
             return self.priority, leader
         oldest = self.ages.peek()
         assert oldest is not None
-        raised = min((now - oldest.arrival_ns) // ageing_ns, self.priority)
+        raised = min((now - oldest.arrival_ns + oldest.inherited_ns) // ageing_ns, self.priority)
         if raised <= 0:
             return self.priority, leader
-        if (now - leader.arrival_ns) // ageing_ns < raised:
+        if (now - leader.arrival_ns + leader.inherited_ns) // ageing_ns < raised:
             leader = oldest
         return self.priority - raised, leader
 
@@ -118,6 +163,7 @@ class Level:
         """Nothing is alive any more: let go of what lazy deletion has left."""
         self.ages.clear()
         self.ring.clear()
+        self.users.clear()
         if len(self.tenants) > TENANTS_KEPT:
             self.tenants.clear()
         for tenant in self.tenants.values():
@@ -146,6 +192,7 @@ class BucketQueue:
         self.rows += request.rows
         self.levels[request.priority].push(request)
         self.deadlines.push(request)
+        self.model.class_rows[request.priority] += request.rows
         request.state = _QUEUED
 
     def remove(self, request: Request, state: RequestState) -> None:
@@ -156,6 +203,7 @@ class BucketQueue:
         request.state = state
         tenant.count -= 1
         tenant.level.count -= 1
+        self.model.class_rows[request.priority] -= request.rows
         self.rows -= request.rows
         self.count -= 1
         if not self.count:
@@ -174,7 +222,7 @@ class BucketQueue:
         self.remove(leader, _RUNNING)
         if row_ns:
             self.model.advance_round(account)
-            account.charge(rows * row_ns)
+            account.pay(rows * row_ns)
         if self.count and not leader.solo:
             filled = self._fill(taken, rows, rows_max, row_ns, shares)
             self.count -= len(taken) - 1
@@ -187,7 +235,7 @@ class BucketQueue:
         """Append to `taken` what fits beside its `rows`; the rows of the whole."""
         for level in self.levels:
             while level.count:
-                tenant = level.ring.first()
+                tenant = level.first()
                 account, peek, rows_before = tenant.account, tenant.order.peek, rows
                 if row_ns:
                     self.model.advance_round(account)
@@ -205,7 +253,8 @@ class BucketQueue:
                     tenant.count -= 1
                     level.count -= 1
                     if row_ns:
-                        turn_over = account.charge(request.rows * row_ns)
+                        turn_over = account.pay(request.rows * row_ns)
+                self.model.class_rows[level.priority] -= rows - rows_before
                 shares[account] = shares.get(account, 0) + rows - rows_before
                 if closed:
                     return rows
@@ -226,9 +275,9 @@ class BucketQueue:
 
     @property
     def oldest_arrival_ns(self) -> int:
-        """When its oldest request arrived; at least one is waiting."""
+        """When its oldest request arrived, or what that replaced; at least one is waiting."""
         heads = [level.ages.peek() for level in self.levels if level.count]
-        return min(head.arrival_ns for head in heads if head is not None)
+        return min([head.arrival_ns - head.inherited_ns for head in heads if head is not None])
 
     @property
     def earliest_deadline_ns(self) -> int:

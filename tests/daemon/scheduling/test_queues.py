@@ -241,10 +241,10 @@ def test_tenants_pay_for_their_rows_and_take_turns(bucket: BucketQueue) -> None:
 
 def test_newcomers_join_in_the_round_of_who_is_served(bucket: BucketQueue) -> None:
     push(bucket, make(tenant="debtor"))
-    bucket.model.accounts["debtor"].charge(4.0 * QUANTUM_NS)  # for what it has in another bucket
+    bucket.model.accounts["debtor"].pay(4.0 * QUANTUM_NS)  # for what it has in another bucket
     take(bucket, 1, 4.0 * QUANTUM_NS)
     push(bucket, make(tenant="new"))
-    rounds = {name: account.round for name, account in bucket.model.accounts.items()}
+    rounds = {name: share.round for name, share in bucket.model.shares.items()}
     assert rounds == {"debtor": 9, "new": 5}
 
 

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, RequestState, Scheduler
-from tensord.ipc.errors import QueueFull, TensordError
+from tensord.ipc.errors import DeadlineExceeded, QueueFull, TensordError
 
 from .rig import FAR_NS, MS, make
 
@@ -93,9 +93,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.check_batch(batch)
             self.in_flight[batch.worker].append(batch)
         self.check_order(waiting)
-        late = self.scheduler.expire(self.now)
-        for request in late:
-            self.end(request)
+        self.expire()
         wake_ns = self.scheduler.wake_at()
         assert wake_ns is None or wake_ns > self.now
 
@@ -141,9 +139,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        for request in self.scheduler.expire(self.now):
-            assert request.deadline_ns <= self.now
+        for request, error in self.scheduler.expire(self.now):
             self.end(request)
+            assert isinstance(error, DeadlineExceeded) == (request.state is RequestState.EXPIRED)
+            self.refused += request.state is RequestState.REFUSED
         for request in self.submitted:
             assert request.state is not RequestState.QUEUED or request.deadline_ns > self.now
 
