@@ -3,10 +3,22 @@
 from collections import Counter, defaultdict
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, RequestState, Scheduler
-from tensord.ipc.errors import DeadlineExceeded, QueueFull, TensordError
+from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, RequestState, Scheduler, TenantPolicy
+from tensord.daemon.scheduling.model import ModelQueue
+from tensord.ipc.errors import (
+    ConcurrencyLimit,
+    DeadlineExceeded,
+    DeadlineInfeasible,
+    QueueBytesFull,
+    QueueFull,
+    QueueRowsFull,
+    TenantQueueFull,
+    TensordError,
+    TooManyTenantRows,
+)
 
 from .rig import FAR_NS, MS, make
 
@@ -21,7 +33,22 @@ policies = st.builds(
     queue_max=st.sampled_from([3, 1000]),
     weight=st.sampled_from([0.5, 1.0, 3.0]),
     retries=st.integers(0, 2),
+    queue_rows_max=st.sampled_from([9, 100_000]),
+    queue_bytes_max=st.sampled_from([9, 100_000]),
+    tenant_queue_percent=st.sampled_from([50, 100]),
+    deadline_check=st.booleans(),
+    codel_target_ns=st.sampled_from([0, MS // 10, 5 * MS]),
+    codel_interval_ns=st.sampled_from([MS, 20 * MS]),
+    adaptive_concurrency=st.booleans(),
 )
+
+tenant_policies = st.builds(
+    TenantPolicy, weight=st.sampled_from([0.5, 1.0, 3.0]), rows_max=st.sampled_from([4, 30, 100_000])
+)
+
+
+def user_of(tenant: str) -> str:
+    return tenant.partition("/")[0]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -29,7 +56,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0
         self.depth = 2
-        self.scheduler: Scheduler[Request] = Scheduler(GlobalPolicy(ageing_ns=10 * MS))
+        self.tenants: defaultdict[str, TenantPolicy] = defaultdict(TenantPolicy)
+        self.scheduler: Scheduler[Request] = Scheduler(GlobalPolicy(ageing_ns=10 * MS), self.tenant)
         self.policies: dict[int, ModelPolicy] = {}
         self.submitted: list[Request] = []
         self.ended: Counter[Request] = Counter()
@@ -52,6 +80,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             if key != 1 or worker == 1:
                 self.scheduler.add_replica(self.now, worker, key)
 
+    def tenant(self, tenant: str) -> tuple[str, TenantPolicy]:
+        return user_of(tenant), self.tenants[user_of(tenant)]
+
     def end(self, request: Request) -> None:
         self.ended[request] += 1
 
@@ -61,13 +92,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         count=st.integers(1, 12),
         model=st.sampled_from(MODELS),
         bucket=st.sampled_from("ab"),
-        tenant=st.sampled_from(["t", "u"]),
+        tenant=st.sampled_from(["t", "t", "u", "v/1", "v/2"]),
         priority=st.sampled_from([0, 1, 1, 1, 2]),
         rows=st.sampled_from([1, 1, 1, 2, 3, 9]),
         patience_ns=st.sampled_from([0, MS, 30 * MS, FAR_NS, FAR_NS]),
+        session=st.sampled_from([0, 0, 1, 2]),
+        latest=st.booleans(),
     )
     def submit(
-        self, count: int, model: int, bucket: str, tenant: str, priority: int, rows: int, patience_ns: int
+        self,
+        count: int,
+        model: int,
+        bucket: str,
+        tenant: str,
+        priority: int,
+        rows: int,
+        patience_ns: int,
+        session: int,
+        latest: bool,
     ) -> None:
         for _ in range(count):
             request = make(
@@ -78,13 +120,61 @@ class SchedulerMachine(RuleBasedStateMachine):
                 rows=rows,
                 arrival_ns=self.now,
                 deadline_ns=self.now + patience_ns,
+                session=session,
+                latest=latest,
+                nbytes=rows,
             )
-            queued = self.queued(model)
+            before = self.waiting(model)
             error = self.scheduler.submit(self.now, request)
-            assert isinstance(error, QueueFull) == (patience_ns > 0 and queued >= self.policies[model].queue_max)
+            replaced = set(before) - set(self.waiting(model))
             assert (error is None) == (request.state is RequestState.QUEUED)
-            if error is None:
-                self.submitted.append(request)
+            if error is not None:
+                assert not replaced
+                self.check_refusal(request, error, before)
+                continue
+            assert patience_ns > 0
+            self.submitted.append(request)
+            self.check_bounds(request, replaced)
+
+    def check_refusal(self, request: Request, error: TensordError, waiting: list[Request]) -> None:
+        """A bound is only named where it would have been passed."""
+        policy, user = self.policies[request.model], user_of(request.tenant)
+        assert request.state is RequestState.REFUSED
+        assert (error.code == DeadlineExceeded.code) == (request.deadline_ns <= self.now)
+        if isinstance(error, QueueFull):
+            assert len(waiting) >= policy.queue_max
+        elif isinstance(error, QueueRowsFull):
+            assert sum(one.rows for one in waiting) + request.rows > policy.queue_rows_max
+        elif isinstance(error, QueueBytesFull):
+            assert sum(one.nbytes for one in waiting) + request.nbytes > policy.queue_bytes_max
+        elif isinstance(error, TenantQueueFull):
+            assert any(user_of(one.tenant) == user for one in waiting)
+        elif isinstance(error, TooManyTenantRows):
+            assert self.inside(user) + request.rows > self.tenants[user].rows_max
+        elif isinstance(error, DeadlineInfeasible):
+            assert policy.deadline_check
+        elif isinstance(error, ConcurrencyLimit):
+            assert policy.adaptive_concurrency
+        else:
+            assert isinstance(error, DeadlineExceeded)
+
+    def check_bounds(self, request: Request, replaced: set[Request]) -> None:
+        """What was let in is within all bounds; what it replaced was of its session, and let it have its place."""
+        policy, user = self.policies[request.model], user_of(request.tenant)
+        waiting = self.waiting(request.model)
+        assert replaced or (
+            len(waiting) <= policy.queue_max
+            and sum(one.rows for one in waiting) <= policy.queue_rows_max
+            and sum(one.nbytes for one in waiting) <= policy.queue_bytes_max
+        )
+        own = [one for one in waiting if user_of(one.tenant) == user]
+        assert replaced or len(own) == 1 or len(own) * 100 <= policy.queue_max * policy.tenant_queue_percent
+        assert replaced or self.inside(user) <= self.tenants[user].rows_max
+        for old in replaced:
+            assert (old.tenant, old.session, old.latest) == (request.tenant, request.session, request.latest)
+            assert (old.state, old.seq) == (RequestState.REFUSED, request.seq)
+            assert request.latest
+            assert request.session
 
     @rule()
     def dispatch(self) -> None:
@@ -122,7 +212,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 lines[request.model, request.tenant, request.priority, request.bucket].append(request)
         for line in lines.values():
             line.sort(key=lambda request: request.seq)
-            kept = [one.state is RequestState.QUEUED for one in line if one.state is not RequestState.EXPIRED]
+            gone = (RequestState.EXPIRED, RequestState.REFUSED)
+            kept = [one.state is RequestState.QUEUED for one in line if one.state not in gone]
             assert kept == sorted(kept)
 
     @rule(step_ns=st.sampled_from([1, MS // 3, MS, 7 * MS, 40 * MS]))
@@ -201,6 +292,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.depth = depth
         self.scheduler.set_global(GlobalPolicy(depth, ageing_ns))
 
+    @rule(user=st.sampled_from("tuv"), policy=tenant_policies)
+    def set_tenants(self, user: str, policy: TenantPolicy) -> None:
+        self.tenants[user] = policy
+        self.scheduler.set_tenants(self.tenant)
+
     @rule(model=st.sampled_from(MODELS))
     def give_up_hope_and_take_heart(self, model: int) -> None:
         self.refuse(self.scheduler.expect_replica(self.now, model, False, "gone"))
@@ -208,8 +304,16 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # ── what always holds ───────────────────────────────────────────────────────────────────────
 
-    def queued(self, model: int) -> int:
-        return sum(request.state is RequestState.QUEUED for request in self.submitted if request.model == model)
+    def waiting(self, model: int) -> list[Request]:
+        return [
+            request
+            for request in self.submitted
+            if request.model == model and request.state is RequestState.QUEUED
+        ]
+
+    def inside(self, user: str) -> int:
+        states = (RequestState.QUEUED, RequestState.RUNNING)
+        return sum(one.rows for one in self.submitted if one.state in states and user_of(one.tenant) == user)
 
     @invariant()
     def nobody_ends_twice(self) -> None:
@@ -229,13 +333,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sum(model.completed for model in models) == states[RequestState.DONE]
         assert sum(model.expired for model in models) == states[RequestState.EXPIRED]
         assert sum(model.cancelled for model in models) == states[RequestState.CANCELLED]
-        assert sum(model.refused_accepted for model in models) == states[RequestState.REFUSED] == self.refused
+        evicted = [request for request, _ in self.scheduler._evicted]
+        evicted_refused = sum(request.state is RequestState.REFUSED for request in evicted)
+        refused = states[RequestState.REFUSED]
+        assert sum(model.refused_accepted for model in models) == refused == self.refused + evicted_refused
+        for user in statistics.users:
+            own = [request for request in self.submitted if user_of(request.tenant) == user.user]
+            assert user.queued_rows == sum(one.rows for one in own if one.state is RequestState.QUEUED)
+            assert user.running_rows == sum(one.rows for one in own if one.state is RequestState.RUNNING)
+        for model in self.scheduler._models.values():
+            self.check_shares(model)
         assert sum(model.requeued for model in models) == self.requeued
         assert sum(model.submitted for model in models) == len(self.submitted)
         for worker in statistics.workers:
             batches = self.in_flight[worker.worker_id]
             assert worker.in_flight_batches == len(batches)
             assert worker.outstanding_ns == sum(batch.predicted_ns for batch in batches)
+
+    def check_shares(self, model: ModelQueue) -> None:
+        """The counts of users and names are exact, whether kept one by one or the model's own."""
+        waiting = self.waiting(model.key)
+        for name in {user_of(one.tenant) for one in waiting}:
+            own = [one for one in waiting if user_of(one.tenant) == name]
+            load = len(own), sum(one.rows for one in own), sum(one.nbytes for one in own)
+            assert model.load(self.scheduler._users.by_name[name]) == load
+            if model.crowded:
+                assert model.shares[name].names == len({one.tenant for one in own})
+        if model.crowded:
+            weights = sum(self.tenants[name].weight for name in {user_of(one.tenant) for one in waiting})
+            assert model.weights == pytest.approx(weights)
 
     def teardown(self) -> None:
         """With workers and time enough everybody ends, exactly once."""
