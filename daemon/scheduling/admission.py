@@ -4,9 +4,9 @@ The checks stand in the order of their precedence: quota of the user, deadline f
 concurrency limit (concurrency.py), bounds of the queue. Each refusal has its own error, and its retry-after is the time
 after which the same request would be accepted if nobody else came, as predicted.
 
-Most requests come to a queue that is short and give it time enough. For these `at_ease` is all that is asked: while no
-more rows and bytes wait than a tenant may have at least, every bound holds, and a deadline beyond twice what such a
-queue would take is met. The region is drawn again by the first full check after it was given up.
+Most requests come to a queue that is short, and give it time enough. These are not looked at closer (Scheduler.submit):
+while no more rows and bytes wait than one tenant may have, every bound holds, and a deadline beyond twice what such a
+queue would take is met. The first full check after this region was given up draws it anew.
 """
 
 from typing import Final
@@ -31,17 +31,6 @@ from .request import Request
 from .users import User
 
 _NS_PER_MS: Final = 1_000_000
-
-
-def at_ease(now: int, request: Request, model: ModelQueue) -> bool:
-    """The request may queue, whatever full checks would say."""
-    high, normal, low = model.class_rows
-    return (
-        high + normal + low + request.rows <= model.ease_rows
-        and request.deadline_ns - now > model.ease_ns
-        and model.nbytes + request.nbytes <= model.ease_bytes
-        and not request.latest
-    )
 
 
 def admit(

@@ -238,7 +238,7 @@ class ModelQueue:
 
     def take_all(self, state: RequestState) -> list[Request]:
         """Empty the queue."""
-        taken = [request for bucket in self.waiting for level in bucket.levels for request in level.ages.living()]
+        taken = [request for bucket in self.waiting for level in bucket.levels for request in level.living()]
         for request in taken:
             self.remove(request, state)
         return taken

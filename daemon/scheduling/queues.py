@@ -61,6 +61,7 @@ class TenantQueue:
 
     def reorder(self, make_order: Callable[[], OrderPolicy]) -> None:
         """Sort by another policy from now on."""
+        self.level.keep_ages()
         waiting, self.order = self.order.living(), make_order()
         for request in waiting:
             self.order.push(request)
@@ -94,7 +95,7 @@ class UserQueue:
 class Level:
     """The requests of one bucket and priority class."""
 
-    __slots__ = ("ages", "bucket", "count", "priority", "ring", "tenants", "users")
+    __slots__ = ("ages", "ages_kept", "bucket", "count", "priority", "ring", "tenants", "users")
 
     def __init__(self, bucket: "BucketQueue", priority: int) -> None:
         self.bucket = bucket
@@ -102,28 +103,21 @@ class Level:
         self.count = 0
         """Living requests."""
         self.ages = LazyQueue(_by_seq)
-        """All of them, the oldest first."""
+        """All of them, the oldest first. Empty as long as one tenant's queue in that order tells the same."""
+        self.ages_kept = False
         self.tenants: dict[str, TenantQueue] = {}
         self.users: dict[str, UserQueue] = {}
         self.ring: Ring[UserQueue] = Ring()
 
-    def push(self, request: Request) -> None:
-        tenant = self.tenants.get(request.tenant)
-        if tenant is None or not tenant.count:
-            tenant = self._join(request.tenant, tenant)
-        tenant.count += 1
-        self.count += 1
-        request.home = tenant
-        tenant.order.push(request)
-        self.ages.push(request)
-
-    def _join(self, name: str, tenant: TenantQueue | None) -> TenantQueue:
+    def join(self, name: str, tenant: TenantQueue | None) -> TenantQueue:
         """The queue of a tenant that has nothing here yet; in the ring, with its account up to date."""
         model = self.bucket.model
         account = model.joined_account(name)
         if tenant is None:
             tenant = self.tenants[name] = TenantQueue(self, name, account, model.make_order())
         tenant.account = account
+        if self.count or model.policy.order != "fcfs":
+            self.keep_ages()
         user = self.users.get(account.share.user.name)
         if user is None:
             user = self.users[account.share.user.name] = UserQueue(self, account.share)
@@ -135,6 +129,27 @@ class Level:
             user.listed = True
             self.ring.add(user)
         return tenant
+
+    def keep_ages(self) -> None:
+        """From now on the age tells more than the order of the tenants' queues."""
+        if not self.ages_kept:
+            self.ages_kept = True
+            for tenant in self.tenants.values():
+                if tenant.count:
+                    for request in tenant.order.living():
+                        self.ages.push(request)
+
+    def living(self) -> list[Request]:
+        """All of them, the oldest first."""
+        self.keep_ages()
+        return list(self.ages.living())
+
+    @property
+    def oldest(self) -> Request:
+        """The request that has waited longest; at least one is waiting."""
+        oldest = self.ages.peek() if self.ages_kept else self.first().order.peek()
+        assert oldest is not None
+        return oldest
 
     def first(self) -> TenantQueue:
         """The tenant whose turn it is; at least one request is waiting."""
@@ -150,8 +165,7 @@ class Level:
         assert leader is not None
         if not self.priority or not ageing_ns:
             return self.priority, leader
-        oldest = self.ages.peek()
-        assert oldest is not None
+        oldest = self.oldest
         raised = min((now - oldest.arrival_ns + oldest.inherited_ns) // ageing_ns, self.priority)
         if raised <= 0:
             return self.priority, leader
@@ -162,6 +176,7 @@ class Level:
     def clear(self) -> None:
         """Nothing is alive any more: let go of what lazy deletion has left."""
         self.ages.clear()
+        self.ages_kept = False
         self.ring.clear()
         self.users.clear()
         if len(self.tenants) > TENANTS_KEPT:
@@ -174,10 +189,11 @@ class Level:
 class BucketQueue:
     """The requests of one model that may share a batch."""
 
-    __slots__ = ("count", "deadlines", "key", "levels", "model", "rows")
+    __slots__ = ("class_rows", "count", "deadlines", "key", "levels", "model", "rows")
 
     def __init__(self, model: "ModelQueue", key: Hashable) -> None:
         self.model = model
+        self.class_rows = model.class_rows
         self.key = key
         self.count = 0
         """Living requests."""
@@ -188,12 +204,21 @@ class BucketQueue:
 
     def push(self, request: Request) -> None:
         """Queue a request at its place in the order, new or back from a lost worker."""
-        self.count += 1
-        self.rows += request.rows
-        self.levels[request.priority].push(request)
-        self.deadlines.push(request)
-        self.model.class_rows[request.priority] += request.rows
+        level, rows = self.levels[request.priority], request.rows
+        tenant = level.tenants.get(request.tenant)
+        if tenant is None or not tenant.count:
+            tenant = level.join(request.tenant, tenant)
+        request.home = tenant
         request.state = _QUEUED
+        tenant.count += 1
+        level.count += 1
+        self.count += 1
+        self.rows += rows
+        self.class_rows[request.priority] += rows
+        tenant.order.push(request)
+        if level.ages_kept:
+            level.ages.push(request)
+        self.deadlines.push(request)
 
     def remove(self, request: Request, state: RequestState) -> None:
         """Take one of its requests out; `state` says why."""
@@ -203,7 +228,7 @@ class BucketQueue:
         request.state = state
         tenant.count -= 1
         tenant.level.count -= 1
-        self.model.class_rows[request.priority] -= request.rows
+        self.class_rows[request.priority] -= request.rows
         self.rows -= request.rows
         self.count -= 1
         if not self.count:
@@ -254,7 +279,7 @@ class BucketQueue:
                     level.count -= 1
                     if row_ns:
                         turn_over = account.pay(request.rows * row_ns)
-                self.model.class_rows[level.priority] -= rows - rows_before
+                self.class_rows[level.priority] -= rows - rows_before
                 shares[account] = shares.get(account, 0) + rows - rows_before
                 if closed:
                     return rows
@@ -276,8 +301,8 @@ class BucketQueue:
     @property
     def oldest_arrival_ns(self) -> int:
         """When its oldest request arrived, or what that replaced; at least one is waiting."""
-        heads = [level.ages.peek() for level in self.levels if level.count]
-        return min([head.arrival_ns - head.inherited_ns for head in heads if head is not None])
+        heads = [level.oldest for level in self.levels if level.count]
+        return min([head.arrival_ns - head.inherited_ns for head in heads])
 
     @property
     def earliest_deadline_ns(self) -> int:

@@ -43,7 +43,7 @@ from typing import Final, Generic, cast
 
 from tensord.ipc.errors import Superseded, TensordError
 
-from .admission import admit, at_ease, deadline_exceeded
+from .admission import admit, deadline_exceeded
 from .hierarchy import Offer, best_offer, next_release_ns
 from .model import ModelQueue
 from .policy import GlobalPolicy, ModelPolicy
@@ -51,7 +51,7 @@ from .overload import learn_from, learn_late, observe_waits, shed
 from .recovery import Lost, refuse_queued, run_alone, take_back
 from .request import Batch, R, Request, RequestState
 from .statistics import SchedulerStatistics, model_statistics, user_statistics, worker_statistics
-from .users import TenantLookup, Users, own_user
+from .users import TenantLookup, User, Users, own_user
 from .workers import Worker
 
 _NEVER: Final = 2**63 - 1
@@ -68,6 +68,7 @@ class Scheduler(Generic[R]):
     def __init__(self, policy: GlobalPolicy | None = None, tenants: TenantLookup = own_user) -> None:
         self._policy = policy or GlobalPolicy()
         self._users = Users(tenants)
+        self._tenants = self._users.by_tenant
         self._models: dict[int, ModelQueue] = {}
         self._workers: dict[int, Worker] = {}
         self._waiting: dict[ModelQueue, None] = {}
@@ -88,26 +89,46 @@ class Scheduler(Generic[R]):
         Where it takes the place of an older one (`latest`), expire() returns that.
         """
         model = self._models[request.model]
-        user = self._users.by_tenant.get(request.tenant) or self._users.of(request.tenant)
-        rows = user.rows + request.rows
-        replaced = None
-        if rows > user.policy.rows_max or not at_ease(now, request, model):
-            replaced = model.predecessor(request) if request.latest else None
-            error = admit(now, request, model, user, replaced)
-            if error is not None:
-                return model.refuse(request, error)
-        user.rows = rows
-        model.submitted += 1
-        if replaced is None:
-            self._submitted = request.seq = self._submitted + 1
-        else:
+        try:
+            user = self._tenants[request.tenant]
+        except KeyError:
+            user = self._users.of(request.tenant)
+        rows = request.rows
+        user_rows = user.rows + rows
+        high, normal, low = model.class_rows
+        if (
+            high + normal + low + rows > model.ease_rows
+            or user_rows > user.rows_max
+            or request.deadline_ns - now <= model.ease_ns
+            or model.nbytes + request.nbytes > model.ease_bytes
+            or request.latest
+        ):
+            return self._submit_closely(now, request, model, user)
+        user.rows = user_rows
+        self._accept(request, model)
+        return None
+
+    def _submit_closely(self, now: int, request: Request, model: ModelQueue, user: User) -> TensordError | None:
+        """Submit with all checks."""
+        replaced = model.predecessor(request)
+        error = admit(now, request, model, user, replaced)
+        if error is not None:
+            return model.refuse(request, error)
+        user.rows += request.rows
+        if replaced is not None:
             self._replace(replaced, request, model)
-        model.push(request)
+        self._accept(request, model)
         if request.latest and request.session:
             model.remember_latest(request)
+        return None
+
+    def _accept(self, request: Request, model: ModelQueue) -> None:
+        if not request.seq:
+            self._submitted = request.seq = self._submitted + 1
+        model.submitted += 1
+        model.push(request)
         if request.deadline_ns < self._deadline_ns:
             self._deadline_ns = request.deadline_ns
-        return None
 
     def _replace(self, old: Request, new: Request, model: ModelQueue) -> None:
         """The newer gets the older one's place in the order: at the end of it a fast sender would never be served."""

@@ -27,11 +27,11 @@ def own_user(tenant: str) -> tuple[str, TenantPolicy]:
 class User:
     """What one user has inside and has used, over all models."""
 
-    __slots__ = ("device_ns", "name", "policy", "refused", "rows", "running_rows")
+    __slots__ = ("device_ns", "name", "policy", "refused", "rows", "rows_max", "running_rows")
 
     def __init__(self, name: str, policy: TenantPolicy) -> None:
         self.name = name
-        self.policy = policy
+        self.obey(policy)
         self.rows = 0
         """Rows of its requests that wait or run."""
         self.running_rows = 0
@@ -40,6 +40,12 @@ class User:
         """Its part, by rows, of the device time of all completed batches."""
         self.refused = 0
         """Requests that got an error from the scheduler, accepted before or not."""
+
+
+    def obey(self, policy: TenantPolicy) -> None:
+        """Take over what the user may use from now on."""
+        self.policy = policy
+        self.rows_max = policy.rows_max
 
 
 class Users:
@@ -64,16 +70,17 @@ class Users:
                 if len(self.by_name) >= USERS_KEPT:
                     self._forget_idle()
                 user = self.by_name[name] = User(name, policy)
-            user.policy = policy
+            user.obey(policy)
             self.by_tenant[tenant] = user
         return user
 
     def _forget_idle(self) -> None:
         self.by_name = {name: user for name, user in self.by_name.items() if user.rows}
-        self.by_tenant = {tenant: user for tenant, user in self.by_tenant.items() if user.rows}
+        for tenant in [tenant for tenant, user in self.by_tenant.items() if not user.rows]:
+            del self.by_tenant[tenant]
 
     def ask_again(self, lookup: TenantLookup) -> None:
         """Take over the policies that `lookup` says now, for all who are known."""
         self._lookup = lookup
         for tenant, user in self.by_tenant.items():
-            user.policy = lookup(tenant)[1]
+            user.obey(lookup(tenant)[1])
