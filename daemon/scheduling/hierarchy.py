@@ -38,27 +38,29 @@ def best_offer(
 ) -> Offer | None:
     """What of the models with requests should be released to `worker`, which has a free place; None: better wait."""
     best: Offer | None = None
-    for model in waiting:
-        if worker.id not in model.replicas:
-            continue
+    models = [model for model in waiting if worker.id in model.replicas]
+    highest = min([model.highest_class for model in models], default=0)
+    for model in models:
         for bucket in model.waiting:
             cost = model.costs.of(bucket.key, worker.device)
             reason = release_reason(now, bucket, cost, model.policy, idle=not worker.in_flight, draining=draining)
             if reason is None:
                 continue
-            offer = _offer(now, worker, bucket, ageing_ns, reason)
+            offer = _offer(now, worker, bucket, ageing_ns, highest, reason)
             if (best is None or offer < best) and chosen_worker(bucket, offer.leader) is worker:
                 best = offer
     return best
 
 
-def _offer(now: int, worker: Worker, bucket: BucketQueue, ageing_ns: int, reason: ReleaseReason) -> Offer:
+def _offer(
+    now: int, worker: Worker, bucket: BucketQueue, ageing_ns: int, highest: int, reason: ReleaseReason
+) -> Offer:
     """The best of the bucket's priority classes: one of them is a whole offer, so it is only compared."""
     model = bucket.model
     best: Offer | None = None
     for level in bucket.levels:
         if level.count:
-            priority, leader = level.leader(now, ageing_ns)
+            priority, leader = level.leader(now, ageing_ns, highest)
             assert leader.home is not None
             account, order = leader.home.account, leader.home.order
             tag, share = worker.clocks[priority].start_tag(model.key), account.share

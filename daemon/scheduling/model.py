@@ -337,6 +337,12 @@ class ModelQueue:
             return []
         return [model for model in models if model is not self]
 
+    @property
+    def highest_class(self) -> int:
+        """The highest priority class in which somebody waits, ageing apart; something is waiting."""
+        high, normal, _ = self.class_rows
+        return 0 if high else 1 if normal else 2
+
     def predecessor(self, request: Request) -> Request | None:
         """The request that still waits and that this one takes the place of."""
         if not request.latest or not request.session:

@@ -153,25 +153,24 @@ class Level:
 
     def first(self) -> TenantQueue:
         """The tenant whose turn it is; at least one request is waiting."""
+        if len(self.tenants) == 1:
+            return next(iter(self.tenants.values()))
         return self.ring.first().ring.first()
 
-    def leader(self, now: int, ageing_ns: int) -> tuple[int, Request]:
+    def leader(self, now: int, ageing_ns: int, highest: int = 0) -> tuple[int, Request]:
         """The request of this level that goes first, and the class it counts for; at least one is waiting.
 
-        Ageing raises those that have waited long. Where the tenant whose turn it is has waited less long than
-        the oldest of the level, the oldest goes first: turns may not keep anybody waiting for ever.
+        The oldest raises the whole level by its age, up to `highest`, the highest class that anybody waits in: where
+        there is no such class to be kept waiting by, age may not disturb the shares of those who have aged together.
+        Who goes first in the level is still decided by turns, as they keep nobody waiting for more than his debt.
         """
         leader = self.first().order.peek()
         assert leader is not None
-        if not self.priority or not ageing_ns:
+        if self.priority <= highest or not ageing_ns:
             return self.priority, leader
         oldest = self.oldest
-        raised = min((now - oldest.arrival_ns + oldest.inherited_ns) // ageing_ns, self.priority)
-        if raised <= 0:
-            return self.priority, leader
-        if (now - leader.arrival_ns + leader.inherited_ns) // ageing_ns < raised:
-            leader = oldest
-        return self.priority - raised, leader
+        raised = (now - oldest.arrival_ns + oldest.inherited_ns) // ageing_ns
+        return self.priority - max(0, min(raised, self.priority - highest)), leader
 
     def clear(self) -> None:
         """Nothing is alive any more: let go of what lazy deletion has left."""

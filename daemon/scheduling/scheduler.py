@@ -11,7 +11,8 @@ One turn of the driver is
 What runs next on a worker that has a free place is decided level by level:
 
     priority class    strict: 0 before 1 before 2. A request that has waited k times `ageing_ns` counts as k
-                      classes higher, so nothing waits for ever (ageing as in time-sharing systems).
+                      classes higher where those keep it waiting, so nothing waits for ever (ageing as in
+                      time-sharing systems).
     model             weighted fair share of this device's time: start-time fair queueing (Goyal, Vin & Cheng,
                       SIGCOMM 1996) with predicted device time, corrected when the batch is back. See fairness.py.
     tenant            deficit round robin (Shreedhar & Varghese, SIGCOMM 1995) in predicted device time, over all
@@ -103,32 +104,32 @@ class Scheduler(Generic[R]):
             or model.nbytes + request.nbytes > model.ease_bytes
             or request.latest
         ):
-            return self._submit_closely(now, request, model, user)
-        user.rows = user_rows
-        self._accept(request, model)
-        return None
-
-    def _submit_closely(self, now: int, request: Request, model: ModelQueue, user: User) -> TensordError | None:
-        """Submit with all checks."""
-        replaced = model.predecessor(request)
-        error = admit(now, request, model, user, replaced)
-        if error is not None:
-            return model.refuse(request, error)
-        user.rows += request.rows
-        if replaced is not None:
-            self._replace(replaced, request, model)
-        self._accept(request, model)
-        if request.latest and request.session:
-            model.remember_latest(request)
-        return None
-
-    def _accept(self, request: Request, model: ModelQueue) -> None:
-        if not request.seq:
+            error = self._look_closely(now, request, model, user)
+            if error is not None:
+                return error
+            user_rows = user.rows + rows
+        else:
             self._submitted = request.seq = self._submitted + 1
+        user.rows = user_rows
         model.submitted += 1
         model.push(request)
         if request.deadline_ns < self._deadline_ns:
             self._deadline_ns = request.deadline_ns
+        return None
+
+    def _look_closely(self, now: int, request: Request, model: ModelQueue, user: User) -> TensordError | None:
+        """All checks; who passes them has its place in the order, and nobody else holds that any more."""
+        replaced = model.predecessor(request)
+        error = admit(now, request, model, user, replaced)
+        if error is not None:
+            return model.refuse(request, error)
+        if replaced is None:
+            self._submitted = request.seq = self._submitted + 1
+        else:
+            self._replace(replaced, request, model)
+        if request.latest and request.session:
+            model.remember_latest(request)
+        return None
 
     def _replace(self, old: Request, new: Request, model: ModelQueue) -> None:
         """The newer gets the older one's place in the order: at the end of it a fast sender would never be served."""

@@ -184,12 +184,24 @@ def test_waiting_raises_a_request_class_by_class_up_to_the_highest(
     assert low(bucket).leader(now, 0) == (2, request), "no ageing"
 
 
-def test_the_oldest_goes_first_where_the_one_whose_turn_it_is_has_not_aged_as_far(bucket: BucketQueue) -> None:
-    push(bucket, first := aged("a", 0), oldest := aged("b", 0))
+def test_the_oldest_raises_the_level_and_turns_say_who_goes_first(bucket: BucketQueue) -> None:
+    push(bucket, first := aged("a", 0), aged("b", 0))
     bucket.remove(first, RequestState.CANCELLED)
     push(bucket, again := aged("a", 1))
-    assert low(bucket).leader(AGE_NS, AGE_NS) == (1, oldest)
-    assert low(bucket).leader(AGE_NS + 1, AGE_NS) == (1, again)
+    assert low(bucket).leader(AGE_NS, AGE_NS) == (1, again)
+
+
+def test_age_raises_nobody_above_the_highest_class_that_waits(bucket: BucketQueue) -> None:
+    push(bucket, request := aged("a", 0))
+    assert low(bucket).leader(9 * AGE_NS, AGE_NS, highest=1) == (1, request)
+    assert low(bucket).leader(9 * AGE_NS, AGE_NS, highest=2) == (2, request)
+
+
+def test_who_replaced_an_older_one_counts_as_old(bucket: BucketQueue) -> None:
+    push(bucket, request := aged("a", AGE_NS))
+    request.inherited_ns = AGE_NS
+    assert low(bucket).leader(AGE_NS, AGE_NS) == (1, request)
+    assert bucket.oldest_arrival_ns == 0
 
 
 def test_the_highest_class_does_not_age(bucket: BucketQueue) -> None:
