@@ -75,8 +75,7 @@ def infeasible(now: int, request: Request, model: ModelQueue, replaced: Request 
     allowed_ns = request.deadline_ns - now
     if needed_ns <= allowed_ns:
         return None
-    if forecast.may_probe(now):
-        forecast.proven_ns = now
+    if forecast.probe(now):
         return None
     error = DeadlineInfeasible(model.name, round(needed_ns / _NS_PER_MS, 3), round(allowed_ns / _NS_PER_MS, 3))
     return _later(error, needed_ns - allowed_ns) if own_ns <= allowed_ns else error

@@ -40,7 +40,18 @@ PROBE_NS: Final = 1_000_000_000
 class Forecast:
     """What one model's predictions are made of and how good they were."""
 
-    __slots__ = ("_batch_ns", "_deviation_ns", "_error_ns", "_ns", "_rows", "_samples", "batches", "margin_ns", "proven_ns")
+    __slots__ = (
+        "_batch_ns",
+        "_deviation_ns",
+        "_error_ns",
+        "_ns",
+        "_probed_ns",
+        "_rows",
+        "_samples",
+        "batches",
+        "margin_ns",
+        "proven_ns",
+    )
 
     def __init__(self) -> None:
         self._rows = self._ns = 0.0
@@ -53,8 +64,8 @@ class Forecast:
         """Batches that came back."""
         self.margin_ns = 0
         """What a deadline must leave beyond the predicted finish."""
-        self.proven_ns = -PROBE_NS
-        """When a batch came back last, or a request was let in as a probe."""
+        self.proven_ns = self._probed_ns = -PROBE_NS
+        """When a batch came back last."""
 
     def returned(self, rows: int, compute_ns: int, *, behind: bool) -> None:
         """A batch came back that took so long; `behind`: others of the model still wait."""
@@ -83,9 +94,16 @@ class Forecast:
         """Device time of a batch as they are while the workers are busy; 0 where there was none yet."""
         return self._batch_ns
 
-    def may_probe(self, now: int) -> bool:
-        """Nothing has come back for long: let a request in, whatever is predicted."""
+    def is_stale(self, now: int) -> bool:
+        """No batch has come back for long, so nobody knows whether the predictions still hold."""
         return now >= self.proven_ns + PROBE_NS
+
+    def probe(self, now: int) -> bool:
+        """Whether to let a request in, whatever is predicted, to find that out; once in a while."""
+        if not self.is_stale(now) or now < self._probed_ns + PROBE_NS:
+            return False
+        self._probed_ns = now
+        return True
 
 
 def water_level(loads: Iterable[tuple[int, float]], work_ns: float) -> float:

@@ -52,9 +52,7 @@ def best_offer(
     return best
 
 
-def _offer(
-    now: int, worker: Worker, bucket: BucketQueue, ageing_ns: int, highest: int, reason: ReleaseReason
-) -> Offer:
+def _offer(now: int, worker: Worker, bucket: BucketQueue, ageing_ns: int, highest: int, reason: ReleaseReason) -> Offer:
     """The best of the bucket's priority classes: one of them is a whole offer, so it is only compared."""
     model = bucket.model
     best: Offer | None = None

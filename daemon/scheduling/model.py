@@ -309,9 +309,7 @@ class ModelQueue:
             if account.rows or account.round > account.share.names_round
         }
         used = {account.share.user.name for account in self.accounts.values()}
-        self.shares = {
-            name: share for name, share in self.shares.items() if name in used or share.round > self.round
-        }
+        self.shares = {name: share for name, share in self.shares.items() if name in used or share.round > self.round}
         self.sweep_at = 2 * len(self.accounts) + ACCOUNTS_SWEPT_MIN
 
     def advance_round(self, account: Account) -> None:

@@ -40,7 +40,7 @@ def _hopeless(now: int, bucket: BucketQueue, worker: Worker) -> Evicted:
     evicted: Evicted = []
     if model.ease_rows and bucket.earliest_deadline_ns > now + model.ease_ns:
         return evicted  # twice what the pipelines and a batch take at their worst
-    if model.forecast.may_probe(now) or not model.costs.knows(bucket.key, worker.device):
+    if model.forecast.is_stale(now) or not model.costs.knows(bucket.key, worker.device):
         return evicted
     cost, wait_ns = model.costs.of(bucket.key, worker.device), worker.remaining_ns(now)
     while bucket.count:

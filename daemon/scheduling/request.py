@@ -17,7 +17,9 @@ class RequestState(IntEnum):
     QUEUED = 1  # the scheduler's: `home` is the queue that holds it
     RUNNING = 2  # in exactly one batch, which a worker holds
     DONE = 3  # its batch was completed
-    EXPIRED = 4  # too late while it waited: its deadline passed, or would before the answer; expire() returns it, or has
+    EXPIRED = (
+        4  # too late while it waited: its deadline passed, or would before the answer; expire() returns it, or has
+    )
     CANCELLED = 5  # cancel() removed it from the queue
     REFUSED = 6  # an error was returned for it: by submit(), or after it had been accepted
 

@@ -41,7 +41,6 @@ class User:
         self.refused = 0
         """Requests that got an error from the scheduler, accepted before or not."""
 
-
     def obey(self, policy: TenantPolicy) -> None:
         """Take over what the user may use from now on."""
         self.policy = policy

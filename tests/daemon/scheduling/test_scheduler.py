@@ -306,9 +306,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def waiting(self, model: int) -> list[Request]:
         return [
-            request
-            for request in self.submitted
-            if request.model == model and request.state is RequestState.QUEUED
+            request for request in self.submitted if request.model == model and request.state is RequestState.QUEUED
         ]
 
     def inside(self, user: str) -> int:

@@ -24,14 +24,12 @@ class Outcome:
     evicted: list[tuple[Request, TensordError]] = field(default_factory=list)
     queued_most: int = 0
 
-    @property
-    def in_time(self) -> int:
-        """Requests that were answered before their deadline."""
-        return sum(end_ns <= request.deadline_ns for request, end_ns in self.done)
+    def in_time(self, since_ns: int = 0) -> int:
+        """Requests that came since then and were answered before their deadline."""
+        return sum(request.arrival_ns >= since_ns and end_ns <= request.deadline_ns for request, end_ns in self.done)
 
-    @property
-    def admitted(self) -> int:
-        return len(self.done) + len(self.evicted)
+    def admitted(self, since_ns: int = 0) -> int:
+        return sum(request.arrival_ns >= since_ns for request, _ in [*self.done, *self.evicted])
 
     def rows(self, user: str) -> int:
         """Rows answered to a user."""
