@@ -335,7 +335,7 @@ class FrontEnd:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Release what the scheduler releases now, refuse what has left its queue unanswered, and set the timer for the rest."""
+        """Release what the scheduler releases now, answer what has left its queue unrun, and set the timer."""
         self._dispatch_wanted = False
         scheduler = self.scheduler
         if not scheduler.has_work:
@@ -351,7 +351,8 @@ class FrontEnd:
         for port in ringing:
             port.ring()
         for request, error in scheduler.expire(now):
-            self._block.count(request.model, Counter.EXPIRED)
+            if isinstance(error, DeadlineExceeded):
+                self._block.count(request.model, Counter.EXPIRED)
             self._answer_error(request, error)
         self._timer.arm(scheduler.wake_at())
 

@@ -51,7 +51,7 @@ def admit(
     if error is None:
         error = _queue_full(now, request, model, user, replaced)
     if error is None:
-        _draw_ease(now, request, model)
+        _draw_ease(request, model)
     return error
 
 
@@ -140,7 +140,7 @@ def _fair(model: ModelQueue, user: User) -> float:
     return rows * model.weights / model.shares[user.name].weight if model.crowded else rows
 
 
-def _draw_ease(now: int, request: Request, model: ModelQueue) -> None:
+def _draw_ease(request: Request, model: ModelQueue) -> None:
     """Say within which bounds the next requests need no full check.
 
     For its time everything is taken at its worst, twice: full pipelines, all models of the workers waiting.

@@ -4,9 +4,10 @@
     level: the first time at which the replicas have done what is in flight and what waits and goes before the request
 
 What goes before it are the rows of the same or a higher class; with several users at most what fair shares let pass,
-its user's own rows · total weight / own weight, and the same among the names of the user. Rows are priced by the batches
-that they make (a batch's time divided by its rows, learned from those behind which others waited: so it also tells how
-well batches fill where requests do not fit together), and a model has only its share of a device that others want too.
+its user's own rows · total weight / own weight, and the same among the names of the user. Rows are priced by the
+batches that they make (a batch's time divided by its rows, learned from those behind which others waited: so it also
+tells how well batches fill where requests do not fit together), and a model has only its share of a device that others
+want too.
 
 A prediction is wrong by some error. As for the retransmission timer of TCP (V. Jacobson, "Congestion Avoidance and
 Control", SIGCOMM 1988) the mean and the mean deviation of (actual - predicted) are followed, one sample per batch, the

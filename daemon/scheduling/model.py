@@ -128,7 +128,7 @@ class ModelQueue:
         self.forecast = Forecast()
         self.concurrency: GradientLimit | None = None
         self.ease_rows = self.ease_bytes = self.ease_ns = 0
-        """While no more rows and bytes wait, a deadline that leaves more time is met: admission need not look closer."""
+        """While no more rows and bytes wait, a deadline that leaves more time is met: no closer look is needed."""
         self.round = 0
         """The latest round of deficit round robin in which a tenant was served."""
         self.sweep_at = ACCOUNTS_SWEPT_MIN

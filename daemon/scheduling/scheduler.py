@@ -47,8 +47,8 @@ from tensord.ipc.errors import Superseded, TensordError
 from .admission import admit, deadline_exceeded
 from .hierarchy import Offer, best_offer, next_release_ns
 from .model import ModelQueue
-from .policy import GlobalPolicy, ModelPolicy
 from .overload import learn_from, learn_late, observe_waits, shed
+from .policy import GlobalPolicy, ModelPolicy
 from .recovery import Lost, refuse_queued, run_alone, take_back
 from .request import Batch, R, Request, RequestState
 from .statistics import SchedulerStatistics, model_statistics, user_statistics, worker_statistics

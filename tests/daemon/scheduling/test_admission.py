@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from tensord.daemon.scheduling import Request, RequestState, TenantPolicy
@@ -115,7 +117,7 @@ def test_giving_up_hope_refuses_nothing_while_a_replica_serves(rig: Rig) -> None
 # ── bounds ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def stopped(**policy: int) -> Rig:
+def stopped(**policy: Any) -> Rig:
     """A model whose worker takes nothing: all waits."""
     rig = Rig()
     rig.model(workers=(), **policy)
@@ -163,7 +165,7 @@ def test_a_user_may_always_have_one_request() -> None:
 # ── latest ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def frame(session: int = 7, **fields: int) -> Request:
+def frame(session: int = 7, **fields: Any) -> Request:
     return make(session=session, latest=True, **fields)
 
 

@@ -38,11 +38,11 @@ def test_an_emptied_queue_does_not_stand() -> None:
     assert not codel.standing
 
 
-def overloaded(load: float, codel_target_ns: int, **fields: str) -> tuple[Rig, list[int], list[QueueDelay]]:
+def overloaded(load: float, codel_target_ns: int) -> tuple[Rig, list[int], list[QueueDelay]]:
     """Waits of those answered in the second half, and the refusals of CoDel."""
     rig = Rig()
     rig.model(max_batch=16, codel_target_ns=codel_target_ns, codel_interval_ns=10 * BATCH_NS)
-    arrivals = poisson(1, BATCH_NS / 16 / load, int(200 * 16 * load), **fields)
+    arrivals = poisson(1, BATCH_NS / 16 / load, int(200 * 16 * load))
     outcome = serve(rig.scheduler, arrivals, lambda _: BATCH_NS, 200 * BATCH_NS)
     late = [end - request.arrival_ns for request, end in outcome.done if end > 100 * BATCH_NS]
     return rig, late, [error for _, error in outcome.evicted if isinstance(error, QueueDelay)]

@@ -26,8 +26,7 @@ def overload(rows: int, patience: float, noise: float, load: float, workers: int
     rig = Rig()
     for worker in range(2, workers + 1):
         rig.scheduler.add_worker(worker, "cpu:0")
-    policy = {"max_batch": ROWS, "queue_max": 10**6, "deadline_check": True}
-    rig.model(workers=tuple(range(1, workers + 1)), **policy)
+    rig.model(workers=tuple(range(1, workers + 1)), max_batch=ROWS, queue_max=10**6, deadline_check=True)
     every_ns = BATCH_NS * rows / ROWS / load / workers
     arrivals = poisson(1, every_ns, int(batches * BATCH_NS / every_ns), int(patience * BATCH_NS), rows=rows)
     return serve(rig.scheduler, arrivals, batch_time(noise))
@@ -53,10 +52,10 @@ def test_replicas_share_what_waits() -> None:
     assert outcome.in_time() >= 0.9 * 100 * ROWS * 3
 
 
-def learned(**policy: object) -> Rig:
+def learned() -> Rig:
     """A model whose batches take 4 ms, with two of them in flight since now."""
     rig = Rig()
-    rig.model(max_batch=1, deadline_check=True, **policy)  # type: ignore[arg-type]
+    rig.model(max_batch=1, deadline_check=True)
     for _ in range(10):
         rig.submit(make(deadline_ns=FAR_NS))
         rig.now += BATCH_NS
