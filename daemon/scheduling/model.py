@@ -230,8 +230,7 @@ class ModelQueue:
             taken, shares = bucket.take(leader, rows_max, 0.0)
         users: dict[User, int] = {}
         for account, rows in shares.items():
-            user = account.share.user
-            users[user] = users.get(user, 0) + rows
+            users[account.share.user] = users.get(account.share.user, 0) + rows
         self.nbytes -= sum([request.nbytes for request in taken])
         self._left(bucket, len(taken))
         return taken, users

@@ -115,7 +115,9 @@ def learn_from(now: int, batch: Batch[Any]) -> None:
     if not forecast.batches % EASE_BATCHES:
         model.ease_rows = 0
     # All of a batch end together; in nearly all orders the one predicted for first is at one of its ends.
-    learn_late(model, [batch.requests[0], batch.requests[-1]], now)
+    first, last = batch.requests[0], batch.requests[-1]
+    if first.finish_ns or last.finish_ns:
+        learn_late(model, [first, last], now)
     if model.policy.adaptive_concurrency and model.replicas:
         requests = len(batch.requests)
         latency_ns = now - sum([request.arrival_ns for request in batch.requests]) / requests

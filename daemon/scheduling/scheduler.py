@@ -15,8 +15,8 @@ What runs next on a worker that has a free place is decided level by level:
                       time-sharing systems).
     model             weighted fair share of this device's time: start-time fair queueing (Goyal, Vin & Cheng,
                       SIGCOMM 1996) with predicted device time, corrected when the batch is back. See fairness.py.
-    tenant            deficit round robin (Shreedhar & Varghese, SIGCOMM 1995) in predicted device time, over all
-                      buckets of the model. See tenants.py.
+    user, tenant      deficit round robin (Shreedhar & Varghese, SIGCOMM 1995) in predicted device time, over all
+                      buckets of the model: among its users, and of each among its names. See tenants.py.
     request           the model's order policy among all that the tenant has sent. See order.py.
 
 That finds the batch's *leader*. The batch then fills with requests of the same model and bucket, class by class
@@ -33,6 +33,11 @@ gets the batch. Execution time is learned per model, bucket and device (cost.py)
 A worker that dies makes suspects of all requests it held: they go back to their old place and run again alone, on a
 worker that has nothing else in flight (it is *reserved*: it empties its pipeline first), so that the second death
 convicts the right one (recovery.py).
+
+Overload is met three times. On arrival (admission.py): quotas of users, deadlines that cannot be met as predicted
+(feasibility.py), a limit of what is inside (concurrency.py), bounds of the queue. While a request waits: its deadline
+ends it to the nanosecond, and a newer one of its session may take its place. At dispatch (overload.py): what would be
+answered too late is not started, and a standing queue is cut (codel.py). expire() returns all who left that way.
 
 Cost: submit() and the share of a request in dispatch() and complete() are O(log tenants), and constant with one
 tenant; a released batch costs a look at every model and bucket that has requests waiting, and none at the others.
@@ -360,6 +365,8 @@ class Scheduler(Generic[R]):
         model, worker = self._models[key], self._workers[worker_id]
         model.replicas[worker_id] = worker
         worker.models[key] = model
+        for other in worker.models.values():
+            other.ease_rows = 0
 
     def remove_replica(self, now: int, worker_id: int, key: int) -> None:  # noqa: ARG002 - as in cancel()
         """The worker gets no more batches of the model; those in flight still complete."""

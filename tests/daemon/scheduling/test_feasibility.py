@@ -3,9 +3,9 @@ from random import Random
 
 import pytest
 
-from tensord.daemon.scheduling import Batch, ModelPolicy, Request, RequestState, TenantPolicy
+from tensord.daemon.scheduling import Batch, ModelPolicy, Request, TenantPolicy
 from tensord.daemon.scheduling.feasibility import PROBE_NS, Forecast, drain_ns, rows_before, water_level
-from tensord.ipc.errors import DeadlineExceeded, DeadlineInfeasible
+from tensord.ipc.errors import DeadlineInfeasible
 
 from .rig import FAR_NS, MS, Rig, make
 from .virtual import BATCH_NS, Outcome, poisson, serve
@@ -160,20 +160,6 @@ def test_the_margin_follows_mean_and_deviation() -> None:
     for number in range(2_000):
         forecast.learn((4 if number % 2 else 6) * MS)
     assert forecast.margin_ns == pytest.approx(8 * MS, rel=0.1)
-
-
-def test_what_a_late_batch_leaves_no_time_for_is_not_started() -> None:
-    rig = learned()
-    head, _ = rig.scheduler._workers[1].in_flight.values()
-    rig.submit(doomed := make(deadline_ns=rig.now + 14 * MS), patient := make())
-    rig.now += 10 * MS  # 6 ms late
-    rig.complete(head, 10 * MS)
-    assert rig.only().requests == [patient]
-    ((request, error),) = rig.scheduler.expire(rig.now)
-    assert (request, doomed.state) == (doomed, RequestState.EXPIRED)
-    assert isinstance(error, DeadlineExceeded)
-    assert error.stage == "queue"
-    assert rig.scheduler.statistics().models[0].expired == 1
 
 
 def test_turned_off_nothing_is_judged() -> None:
