@@ -163,8 +163,9 @@ class ModelQueue:
 
     def push(self, request: Request) -> None:
         """Queue a request, new or back from a lost worker."""
-        bucket = self.buckets.get(request.bucket)
-        if bucket is None:
+        try:
+            bucket = self.buckets[request.bucket]
+        except KeyError:
             bucket = self.buckets[request.bucket] = BucketQueue(self, request.bucket)
         if not bucket.count:
             if not self.waiting:

@@ -204,9 +204,10 @@ class BucketQueue:
     def push(self, request: Request) -> None:
         """Queue a request at its place in the order, new or back from a lost worker."""
         level, rows = self.levels[request.priority], request.rows
-        tenant = level.tenants.get(request.tenant)
+        name = request.tenant
+        tenant = level.tenants.get(name)
         if tenant is None or not tenant.count:
-            tenant = level.join(request.tenant, tenant)
+            tenant = level.join(name, tenant)
         request.home = tenant
         request.state = _QUEUED
         tenant.count += 1
