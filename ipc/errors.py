@@ -283,7 +283,10 @@ class DeadlineExceeded(ClientFault):
     """`arrival`, `queue`, `worker` or `client`: where the request was when its time was over."""
     late_ms: float
     code = 116
-    sentence = "the deadline passed {late_ms} ms ago (stage: {stage}): allow more time, or send less"
+    sentence = (
+        "the deadline passed, or would before the answer, by {late_ms} ms (stage: {stage}): allow more time, or "
+        "send less"
+    )
 
 
 @_error

@@ -437,7 +437,7 @@ class FrontEnd:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Release what the scheduler releases now, refuse what has expired, and set the timer for the rest."""
+        """Release what the scheduler releases now, answer what has left its queue unrun, and set the timer."""
         self._dispatch_wanted = False
         scheduler = self.scheduler
         if self._cache.waiting:
@@ -445,8 +445,6 @@ class FrontEnd:
         if not scheduler.has_work:
             return
         now = time.monotonic_ns()
-        for request in scheduler.expire(now):
-            self._expire(now, request)
         ringing = set()
         for batch in scheduler.dispatch(now):
             port = self._ports[batch.worker]
@@ -456,6 +454,8 @@ class FrontEnd:
             self._block.count(batch.model, RELEASE_COUNTERS[batch.reason])
         for port in ringing:
             port.ring()
+        for request, error in scheduler.expire(now):
+            self.refuse(request, error)
         self._timer.arm(scheduler.wake_at())
 
     def _expire(self, now: int, request: InferRequest) -> None:

@@ -197,6 +197,10 @@ class CostTable:
         """The cost of a bucket on a device; the prior where nothing was learned yet."""
         return self._costs.get((bucket, device), self.latest)
 
+    def knows(self, bucket: Hashable, device: str) -> bool:
+        """Whether anything was learned of this bucket on this device."""
+        return (bucket, device) in self._costs
+
     def learn(self, bucket: Hashable, device: str, rows: int, compute_ns: int) -> None:
         """A batch of `rows` of this bucket took `compute_ns` on this device; 0 or less says nothing."""
         if compute_ns <= 0:

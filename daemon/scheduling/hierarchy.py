@@ -21,8 +21,11 @@ class Offer(NamedTuple):
     start_tag: float
     """The model's place in the fair shares of this worker (fairness.py)."""
     round: int
-    """With `turn`, the tenant's place in its model's deficit round robin (tenants.py)."""
+    """With `turn`, the user's place in its model's deficit round robin (tenants.py)."""
     turn: int
+    name_round: int
+    """With `name_turn`, the tenant's place among the names of its user."""
+    name_turn: int
     order_key: float
     """The leader's place in the order policy."""
     seq: int
@@ -35,9 +38,9 @@ def best_offer(
 ) -> Offer | None:
     """What of the models with requests should be released to `worker`, which has a free place; None: better wait."""
     best: Offer | None = None
-    for model in waiting:
-        if worker.id not in model.replicas:
-            continue
+    models = [model for model in waiting if worker.id in model.replicas]
+    highest = min([model.highest_class for model in models], default=0)
+    for model in models:
         several = len(model.replicas) > 1
         for bucket in model.waiting:
             if several and chosen_worker(bucket) is not worker:
@@ -46,16 +49,12 @@ def best_offer(
             reason = release_reason(now, bucket, cost, model.batching, idle=not worker.in_flight, draining=draining)
             if reason is None:
                 continue
-            offer = _offer(now, worker, bucket, ageing_ns, reason)
+            place = bucket.first(now, ageing_ns, highest)
+            tag = worker.clocks[place.priority].start_tag(model.key)
+            offer = Offer(place.priority, tag, *place[1:], reason)
             if best is None or offer < best:
                 best = offer
     return best
-
-
-def _offer(now: int, worker: Worker, bucket: BucketQueue, ageing_ns: int, reason: ReleaseReason) -> Offer:
-    place = bucket.first(now, ageing_ns)
-    tag = worker.clocks[place.priority].start_tag(bucket.model.key)
-    return Offer(place.priority, tag, *place[1:], reason)
 
 
 def chosen_worker(bucket: BucketQueue) -> Worker | None:

@@ -6,16 +6,20 @@ from operator import attrgetter
 from typing import Any, Final
 
 from tensord.ipc.errors import TensordError
+from tensord.ipc.limits import PRIORITY_CLASSES
 
 from .balance import BALANCE_POLICIES, BalancePolicy
 from .batching import BATCHINGS, FixedBatching, rows_released
+from .concurrency import GradientLimit
 from .cost import CostTable
+from .feasibility import Forecast
 from .order import BY_SERVICE_TIME, ORDER_POLICIES, OrderPolicy
 from .order_mlfq import Flows
 from .policy import ModelPolicy
 from .queues import BucketQueue
 from .request import Batch, ReleaseReason, Request, RequestState
-from .tenants import Account
+from .tenants import Account, Share
+from .users import User, Users
 from .workers import Worker
 
 BUCKETS_KEPT: Final = 64
@@ -23,6 +27,9 @@ BUCKETS_KEPT: Final = 64
 
 ACCOUNTS_SWEPT_MIN: Final = 256
 """Tenant accounts below which idle ones are not looked for."""
+
+LATEST_SWEPT_MIN: Final = 64
+"""Entries of `latest` below which those of requests that have left are not looked for."""
 
 
 class ModelQueue:
@@ -36,15 +43,24 @@ class ModelQueue:
         "binds",
         "buckets",
         "cancelled",
+        "class_rows",
         "completed",
+        "concurrency",
         "costs",
+        "crowded",
         "device_ns",
+        "ease_bytes",
+        "ease_ns",
+        "ease_rows",
         "expected",
         "expired",
         "flows",
+        "forecast",
         "idempotent",
         "key",
+        "latest",
         "name",
+        "nbytes",
         "policy",
         "predicts",
         "queued",
@@ -58,9 +74,13 @@ class ModelQueue:
         "requeued",
         "round",
         "running",
+        "shares",
+        "standing",
         "submitted",
         "sweep_at",
+        "users",
         "waiting",
+        "weights",
     )
 
     def __init__(
@@ -69,10 +89,11 @@ class ModelQueue:
         name: str,
         policy: ModelPolicy,
         waiting_models: "dict[ModelQueue, None] | None" = None,
+        users: Users | None = None,
         *,
         idempotent: bool,
     ) -> None:
-        """`waiting_models` is the scheduler's: this model is in it whenever something waits here."""
+        """Two are the scheduler's: `users`, and `waiting_models`, with this one whenever something waits here."""
         self.key = key
         self.name = name
         self.idempotent = idempotent
@@ -101,7 +122,27 @@ class ModelQueue:
         self._waiting_models = {} if waiting_models is None else waiting_models
         self.queued = 0
         """Requests that wait."""
+        self.class_rows = [0] * PRIORITY_CLASSES
+        """Their rows, by priority class."""
+        self.nbytes = 0
+        """Bytes of their tensors."""
+        self.latest: dict[tuple[str, int], Request] = {}
+        """By tenant and session the last request that asked to be the only one; it may have left."""
+        self.users = users or Users()
+        self.shares: dict[str, Share] = {}
+        """Of the users that wait, and of some that did."""
         self.accounts: dict[str, Account] = {}
+        """Of the tenants that wait, and of some that did."""
+        self.crowded = False
+        """Several tenants wait, or did since the queue was empty; else the counts of the one are the model's."""
+        self.weights = 0.0
+        """Sum of the weights of the users that wait, while crowded."""
+        self.standing: dict[Account, None] = {}
+        """The tenants whose queue stands, as CoDel sees it."""
+        self.forecast = Forecast()
+        self.concurrency: GradientLimit | None = None
+        self.ease_rows = self.ease_bytes = self.ease_ns = 0
+        """While no more rows and bytes wait, a deadline that leaves more time is met: no closer look is needed."""
         self.round = 0
         """The latest round of deficit round robin in which a tenant was served."""
         self.sweep_at = ACCOUNTS_SWEPT_MIN
@@ -128,7 +169,12 @@ class ModelQueue:
             self.batching.obey(policy)
         else:
             self.batching = BATCHINGS[policy.batching](policy, self.costs)
+        if not policy.codel_target_ns:
+            self.standing.clear()
+        if not policy.adaptive_concurrency:
+            self.concurrency = None
         self.policy = policy
+        self.ease_rows = 0
         if changed:
             self._reorder()
         else:
@@ -140,7 +186,7 @@ class ModelQueue:
         for bucket in self.buckets.values():
             for level in bucket.levels:
                 if self.predicts:
-                    for request in level.ages.living():
+                    for request in level.living():
                         self._predict(request)
                 for tenant in level.tenants.values():
                     tenant.reorder(self.make_order())
@@ -164,6 +210,7 @@ class ModelQueue:
     def remove_replica(self, worker_id: int) -> None:
         """The worker gets no more batches. What is bound to it finds another."""
         del self.replicas[worker_id]
+        self.ease_rows = 0
         self._rebind()
 
     def _rebind(self) -> None:
@@ -178,11 +225,16 @@ class ModelQueue:
         self.binds = self.balance.binds and len(replicas) > 1
         if not bound_before and not self.binds:
             return
-        waiting = [request for bucket in self.waiting for level in bucket.levels for request in level.ages.living()]
+        waiting = [request for bucket in self.waiting for level in bucket.levels for request in level.living()]
         waiting.sort(key=attrgetter("seq"))
+        for request in waiting:
+            assert request.home is not None
+            if self.crowded:
+                self._count(request.home.account, -1, -request.rows, -request.nbytes)
+            self.class_rows[request.priority] -= request.rows
         self.buckets.clear()
         self.waiting.clear()
-        self.queued = 0
+        self.queued = self.nbytes = 0
         for request in waiting:
             self.push(request)
 
@@ -192,8 +244,9 @@ class ModelQueue:
         if self.binds and request.session:
             worker = self.balance.bound(request.session)
             key = (key, worker)
-        bucket = self.buckets.get(key)
-        if bucket is None:
+        try:
+            bucket = self.buckets[key]
+        except KeyError:
             bucket = self.buckets[key] = BucketQueue(self, request.bucket, worker)
         if not bucket.count:
             if not self.waiting:
@@ -203,20 +256,52 @@ class ModelQueue:
             self._predict(request)
         bucket.push(request)
         self.queued += 1
+        self.nbytes += request.nbytes
+        if self.crowded:
+            assert request.home is not None
+            self._count(request.home.account, 1, request.rows, request.nbytes)
+
+    def _count(self, account: Account, requests: int, rows: int, nbytes: int) -> None:
+        """More (or less) of a tenant waits. A request has one row at least."""
+        share, rows_before = account.share, account.rows
+        requests_before = share.requests
+        account.rows += rows
+        share.requests += requests
+        share.rows += rows
+        share.nbytes += nbytes
+        if not rows_before or not account.rows:
+            share.names += 1 if account.rows else -1
+            if not requests_before or not share.requests:
+                self.weights += share.weight if share.requests else -share.weight
+
+    def load(self, user: User) -> tuple[int, int, int]:
+        """Requests, rows and bytes of a user that wait."""
+        share = self.shares.get(user.name)
+        if share is None or not self.queued:
+            return 0, 0, 0
+        if self.crowded:
+            return share.requests, share.rows, share.nbytes
+        return self.queued, sum(self.class_rows), self.nbytes
 
     def remove(self, request: Request, state: RequestState) -> None:
         """Take a queued request out; `state` says why."""
         assert request.home is not None
-        bucket = request.home.level.bucket
+        bucket, account = request.home.level.bucket, request.home.account
         bucket.remove(request, state)
+        account.share.user.rows -= request.rows
+        self.nbytes -= request.nbytes
+        if self.crowded:
+            self._count(account, -1, -request.rows, -request.nbytes)
         self._left(bucket, 1)
 
-    def take(self, leader: Request, device: str, now: int, ageing_ns: int, reason: ReleaseReason) -> list[Request]:
-        """Take the requests of a batch that `leader` leads on `device`."""
+    def take(
+        self, leader: Request, device: str, now: int, ageing_ns: int, reason: ReleaseReason
+    ) -> tuple[list[Request], dict[User, int]]:
+        """Take the requests of a batch that `leader` leads on `device`; they come with the rows of each user."""
         assert leader.home is not None
         bucket = leader.home.level.bucket
         rows_max = rows_released(bucket, self.batching, reason)
-        if len(self.accounts) > 1:
+        if self.crowded:
             cost = self.costs.of(bucket.key, device)
             row_ns = cost.predicted_ns(rows_max) / rows_max
             taken, shares = bucket.take(leader, rows_max, row_ns, now, ageing_ns)
@@ -224,28 +309,33 @@ class ModelQueue:
             # The price was that of a full batch; what this one costs is known only now.
             excess_ns = cost.predicted_ns(rows) / rows - row_ns
             for account, share in shares.items():
-                account.charge(share * excess_ns)
+                account.pay(share * excess_ns)
+            for request in taken:
+                self._count(self.accounts[request.tenant], -1, -request.rows, -request.nbytes)
         else:
-            taken, _ = bucket.take(leader, rows_max, 0.0, now, ageing_ns)
+            taken, shares = bucket.take(leader, rows_max, 0.0, now, ageing_ns)
+        users: dict[User, int] = {}
+        for account, rows in shares.items():
+            users[account.share.user] = users.get(account.share.user, 0) + rows
+        self.nbytes -= sum([request.nbytes for request in taken])
         self._left(bucket, len(taken))
-        return taken
+        return taken, users
 
     def take_all(self, state: RequestState) -> list[Request]:
         """Empty the queue."""
-        taken = [request for bucket in self.waiting for level in bucket.levels for request in level.ages.living()]
+        taken = [request for bucket in self.waiting for level in bucket.levels for request in level.living()]
         for request in taken:
             self.remove(request, state)
         return taken
 
-    def take_overdue(self, now: int) -> list[Request]:
-        """Take the requests whose deadline has passed."""
+    def take_late(self, bucket: BucketQueue, by_ns: int) -> list[Request]:
+        """Take the requests of a bucket whose deadline is at `by_ns` or before."""
         taken: list[Request] = []
-        for bucket in list(self.waiting):
-            while bucket.count and bucket.earliest_deadline_ns <= now:
-                request = bucket.deadlines.peek()
-                assert request is not None
-                self.remove(request, RequestState.EXPIRED)
-                taken.append(request)
+        while bucket.count and bucket.earliest_deadline_ns <= by_ns:
+            request = bucket.deadlines.peek()
+            assert request is not None
+            self.remove(request, RequestState.EXPIRED)
+            taken.append(request)
         self.expired += len(taken)
         return taken
 
@@ -258,6 +348,11 @@ class ModelQueue:
             if not self.waiting:
                 del self._waiting_models[self]
                 self.accounts.clear()
+                self.shares.clear()
+                self.standing.clear()
+                self.latest.clear()
+                self.crowded = False
+                self.weights = 0.0
 
     def joined_account(self, tenant: str) -> Account:
         """The account of a tenant that begins to wait. When nobody waits, all begin anew."""
@@ -265,29 +360,84 @@ class ModelQueue:
         if account is None:
             if len(self.accounts) >= self.sweep_at:
                 self._sweep_accounts()
-            account = self.accounts[tenant] = Account(self.round)
+            account = self.accounts[tenant] = Account(tenant, self._joined_share(self.users.of(tenant)))
+            if len(self.accounts) > 1 and not self.crowded:
+                self._become_crowded()
         else:
-            account.join(self.round)
+            account.share.join(self.round)
+            account.join(account.share.names_round)
+        if self.crowded and not account.rows:
+            account.codel.emptied()
+            self.standing.pop(account, None)
         return account
 
+    def _joined_share(self, user: User) -> Share:
+        share = self.shares.get(user.name)
+        if share is None:
+            share = self.shares[user.name] = Share(user, self.round)
+        else:
+            share.join(self.round)
+        return share
+
+    def _become_crowded(self) -> None:
+        """A second tenant comes: count from now on who has what of that which waits. It was all the first's."""
+        self.crowded = True
+        if self.queued:
+            first = next(iter(self.accounts.values()))
+            self._count(first, self.queued, sum(self.class_rows), self.nbytes)
+
     def _sweep_accounts(self) -> None:
-        """Forget the tenants that neither wait nor owe: coming back, they would start from here anyway."""
-        waiting = {
-            tenant.account
-            for bucket in self.waiting
-            for level in bucket.levels
-            for tenant in level.tenants.values()
-            if tenant.count
-        }
+        """Forget who neither waits nor owes: coming back, they would start from here anyway."""
         self.accounts = {
-            name: account for name, account in self.accounts.items() if account in waiting or account.round > self.round
+            name: account
+            for name, account in self.accounts.items()
+            if account.rows or account.round > account.share.names_round
         }
+        used = {account.share.user.name for account in self.accounts.values()}
+        self.shares = {name: share for name, share in self.shares.items() if name in used or share.round > self.round}
         self.sweep_at = 2 * len(self.accounts) + ACCOUNTS_SWEPT_MIN
 
     def advance_round(self, account: Account) -> None:
-        """A tenant is being served: newcomers join in its round."""
-        if account.round > self.round:
-            self.round = account.round
+        """A tenant is being served: newcomers join in its round, and new names of its user in its own."""
+        share = account.share
+        if share.round > self.round:
+            self.round = share.round
+        if account.round > share.names_round:
+            share.names_round = account.round
+
+    def reweigh(self) -> None:
+        """The policies of users have changed."""
+        self.weights = 0.0
+        for share in self.shares.values():
+            share.weight = share.user.policy.weight
+            if share.requests:
+                self.weights += share.weight
+
+    def others_waiting(self) -> "list[ModelQueue]":
+        """The other models for which something waits."""
+        models = self._waiting_models
+        if len(models) - (self in models) <= 0:
+            return []
+        return [model for model in models if model is not self]
+
+    @property
+    def highest_class(self) -> int:
+        """The highest priority class in which somebody waits, ageing apart; something is waiting."""
+        high, normal, _ = self.class_rows
+        return 0 if high else 1 if normal else 2
+
+    def predecessor(self, request: Request) -> Request | None:
+        """The request that still waits and that this one takes the place of."""
+        if not request.latest or not request.session:
+            return None
+        replaced = self.latest.get((request.tenant, request.session))
+        return replaced if replaced is not None and replaced.home is not None else None
+
+    def remember_latest(self, request: Request) -> None:
+        """A request was queued that the next of its session may replace."""
+        if len(self.latest) > 2 * self.queued + LATEST_SWEPT_MIN:
+            self.latest = {key: one for key, one in self.latest.items() if one.home is not None}
+        self.latest[request.tenant, request.session] = request
 
     def charge(self, now: int, batch: Batch[Any], compute_ns: int) -> None:
         """A batch used `compute_ns` (above 0) of device time, whatever came of it."""
@@ -304,6 +454,7 @@ class ModelQueue:
         """Count a refusal at submission."""
         request.state = RequestState.REFUSED
         self.refused[error.code] += 1
+        self.users.of(request.tenant).refused += 1
         return error
 
     def refuse_accepted(self, request: Request, error: TensordError) -> TensordError:

@@ -3,7 +3,8 @@
     ModelQueue (model.py)
     └── BucketQueue     requests that may share a batch; where sessions are bound, one per replica and one for the rest
         └── Level       one per priority class
-            └── TenantQueue, in a Ring     sorted by the order policy
+            └── UserQueue, in a Ring               the names of one user
+                └── TenantQueue, in a Ring         sorted by the order policy
 
 Counts are exact at every level; the queues themselves are emptied lazily (see LazyQueue).
 """
@@ -19,7 +20,7 @@ from tensord.ipc.limits import BATCH_REQUESTS_MAX, PRIORITY_CLASSES
 from .lazy_queue import LazyQueue
 from .order import OrderPolicy
 from .request import Request, RequestState
-from .tenants import Account, Ring
+from .tenants import Account, Ring, Share, Turns
 
 if TYPE_CHECKING:
     from .model import ModelQueue
@@ -50,7 +51,7 @@ class TenantQueue:
         self.count = 0
         """Living requests."""
         self.listed = False
-        """Whether the level's ring has an entry for it."""
+        """Whether its user's ring has an entry for it."""
         self._obey(order)
 
     def _obey(self, order: OrderPolicy) -> None:
@@ -62,15 +63,22 @@ class TenantQueue:
         """The request that goes first; None where there is none."""
         if ageing_ns and self.ages is not None:
             oldest = self.ages.peek()
-            if oldest is not None and now - oldest.arrival_ns >= ageing_ns:
+            if oldest is not None and now - oldest.waits_since_ns >= ageing_ns:
                 return oldest
         return self.order.peek(now)
 
     def key(self, request: Request, now: int, ageing_ns: int) -> float:
         """What its requests are sorted by, lowest first, then by `seq`: comparable between the queues of one model."""
-        if ageing_ns and self.ages is not None and now - request.arrival_ns >= ageing_ns:
+        if ageing_ns and self.ages is not None and now - request.waits_since_ns >= ageing_ns:
             return -inf
         return self.order.key(request, now)
+
+    @property
+    def turns(self) -> Turns:
+        return self.account
+
+    def is_empty(self) -> bool:
+        return not self.count
 
     def leave(self) -> None:
         """The ring has dropped this empty queue; the next request of the tenant makes a new one."""
@@ -79,6 +87,7 @@ class TenantQueue:
 
     def reorder(self, order: OrderPolicy) -> None:
         """Sort by another policy from now on; it is still empty."""
+        self.level.keep_ages()
         waiting = sorted(self.order.living(), key=_by_seq)
         self._obey(order)
         for request in waiting:
@@ -98,8 +107,11 @@ class Place(NamedTuple):
 
     priority: int
     """The class it counts for, ageing counted."""
+    user_round: int
+    """With `user_turn`, the user's place in its model's deficit round robin (tenants.py)."""
+    user_turn: int
     round: int
-    """With `turn`, the tenant's place in its model's deficit round robin (tenants.py)."""
+    """With `turn`, the tenant's place among its user's."""
     turn: int
     order_key: float
     """The place among the tenant's requests."""
@@ -107,10 +119,35 @@ class Place(NamedTuple):
     leader: Request
 
 
+class UserQueue:
+    """The names of one user that have requests of one bucket and priority class."""
+
+    __slots__ = ("level", "listed", "ring", "share")
+
+    def __init__(self, level: "Level", share: Share) -> None:
+        self.level = level
+        self.share = share
+        self.ring: Ring[TenantQueue] = Ring()
+        self.listed = False
+        """Whether the level's ring has an entry for it."""
+
+    @property
+    def turns(self) -> Turns:
+        return self.share
+
+    def is_empty(self) -> bool:
+        return self.ring.is_empty()
+
+    def leave(self) -> None:
+        """The ring has dropped this empty queue; the next request of the user makes a new one."""
+        self.listed = False
+        self.level.users.pop(self.share.user.name, None)
+
+
 class Level:
     """The requests of one bucket and priority class."""
 
-    __slots__ = ("ages", "bucket", "count", "priority", "ring", "tenants")
+    __slots__ = ("ages", "ages_kept", "bucket", "count", "priority", "ring", "tenants", "users")
 
     def __init__(self, bucket: "BucketQueue", priority: int) -> None:
         self.bucket = bucket
@@ -118,57 +155,81 @@ class Level:
         self.count = 0
         """Living requests."""
         self.ages = LazyQueue(_by_seq)
-        """All of them, the oldest first."""
+        """All of them, the oldest first. Empty as long as one tenant's queue in that order tells the same."""
+        self.ages_kept = False
         self.tenants: dict[str, TenantQueue] = {}
-        self.ring = Ring()
+        self.users: dict[str, UserQueue] = {}
+        self.ring: Ring[UserQueue] = Ring()
 
-    def push(self, request: Request) -> None:
-        tenant = self.tenants.get(request.tenant)
-        if tenant is None or not tenant.count:
-            tenant = self._join(request.tenant, tenant)
-        tenant.count += 1
-        self.count += 1
-        request.home = tenant
-        tenant.order.push(request)
-        if tenant.ages is not None:
-            tenant.ages.push(request)
-        self.ages.push(request)
-
-    def _join(self, name: str, tenant: TenantQueue | None) -> TenantQueue:
+    def join(self, name: str, tenant: TenantQueue | None) -> TenantQueue:
         """The queue of a tenant that has nothing here yet; in the ring, with its account up to date."""
         model = self.bucket.model
         account = model.joined_account(name)
         if tenant is None:
             tenant = self.tenants[name] = TenantQueue(self, name, account, model.make_order())
         tenant.account = account
+        if self.count or model.policy.order != "fcfs":
+            self.keep_ages()
+        user = self.users.get(account.share.user.name)
+        if user is None:
+            user = self.users[account.share.user.name] = UserQueue(self, account.share)
         if not tenant.listed:
             tenant.listed = True
-            self.ring.add(tenant)
+            user.ring.add(tenant)
+        user.share = account.share
+        if not user.listed:
+            user.listed = True
+            self.ring.add(user)
         return tenant
 
-    def leader(self, now: int, ageing_ns: int) -> tuple[int, Request]:
+    def keep_ages(self) -> None:
+        """From now on the age tells more than the order of the tenants' queues."""
+        if not self.ages_kept:
+            self.ages_kept = True
+            for tenant in self.tenants.values():
+                if tenant.count:
+                    for request in tenant.order.living():
+                        self.ages.push(request)
+
+    def living(self) -> list[Request]:
+        """All of them, the oldest first."""
+        self.keep_ages()
+        return list(self.ages.living())
+
+    @property
+    def oldest(self) -> Request:
+        """The request that has waited longest; at least one is waiting."""
+        oldest = self.ages.peek() if self.ages_kept else self.first().order.peek(0)
+        assert oldest is not None
+        return oldest
+
+    def first(self) -> TenantQueue:
+        """The tenant whose turn it is; at least one request is waiting."""
+        if len(self.tenants) == 1:
+            return next(iter(self.tenants.values()))
+        return self.ring.first().ring.first()
+
+    def leader(self, now: int, ageing_ns: int, highest: int = 0) -> tuple[int, Request]:
         """The request of this level that goes first, and the class it counts for; at least one is waiting.
 
-        Ageing raises those that have waited long. Where the tenant whose turn it is has waited less long than
-        the oldest of the level, the oldest goes first: turns may not keep anybody waiting for ever.
+        The oldest raises the whole level by its age, up to `highest`, the highest class that anybody waits in: where
+        there is no such class to be kept waiting by, age may not disturb the shares of those who have aged together.
+        Who goes first in the level is still decided by turns, as they keep nobody waiting for more than his debt.
         """
-        leader = self.ring.first().first(now, ageing_ns)
+        leader = self.first().first(now, ageing_ns)
         assert leader is not None
-        if not self.priority or not ageing_ns:
+        if self.priority <= highest or not ageing_ns:
             return self.priority, leader
-        oldest = self.ages.peek()
-        assert oldest is not None
-        raised = min((now - oldest.arrival_ns) // ageing_ns, self.priority)
-        if raised <= 0:
-            return self.priority, leader
-        if (now - leader.arrival_ns) // ageing_ns < raised:
-            leader = oldest
-        return self.priority - raised, leader
+        oldest = self.oldest
+        raised = (now - oldest.waits_since_ns) // ageing_ns
+        return self.priority - max(0, min(raised, self.priority - highest)), leader
 
     def clear(self) -> None:
         """Nothing is alive any more: let go of what lazy deletion has left."""
         self.ages.clear()
+        self.ages_kept = False
         self.ring.clear()
+        self.users.clear()
         if len(self.tenants) > TENANTS_KEPT:
             self.tenants.clear()
         for tenant in self.tenants.values():
@@ -179,10 +240,11 @@ class Level:
 class BucketQueue:
     """The requests of one model that may share a batch."""
 
-    __slots__ = ("count", "deadlines", "key", "levels", "model", "rows", "worker")
+    __slots__ = ("class_rows", "count", "deadlines", "key", "levels", "model", "rows", "worker")
 
     def __init__(self, model: "ModelQueue", key: Hashable, worker: "Worker | None" = None) -> None:
         self.model = model
+        self.class_rows = model.class_rows
         self.key = key
         self.worker = worker
         """The replica that alone may take them, as the balance policy has bound their sessions; None: any may."""
@@ -195,11 +257,24 @@ class BucketQueue:
 
     def push(self, request: Request) -> None:
         """Queue a request at its place in the order, new or back from a lost worker."""
-        self.count += 1
-        self.rows += request.rows
-        self.levels[request.priority].push(request)
-        self.deadlines.push(request)
+        level, rows = self.levels[request.priority], request.rows
+        name = request.tenant
+        tenant = level.tenants.get(name)
+        if tenant is None or not tenant.count:
+            tenant = level.join(name, tenant)
+        request.home = tenant
         request.state = _QUEUED
+        tenant.count += 1
+        level.count += 1
+        self.count += 1
+        self.rows += rows
+        self.class_rows[request.priority] += rows
+        tenant.order.push(request)
+        if tenant.ages is not None:
+            tenant.ages.push(request)
+        if level.ages_kept:
+            level.ages.push(request)
+        self.deadlines.push(request)
 
     def remove(self, request: Request, state: RequestState) -> None:
         """Take one of its requests out; `state` says why."""
@@ -209,20 +284,23 @@ class BucketQueue:
         request.state = state
         tenant.count -= 1
         tenant.level.count -= 1
+        self.class_rows[request.priority] -= request.rows
         self.rows -= request.rows
         self.count -= 1
         if not self.count:
             self.clear()
 
-    def first(self, now: int, ageing_ns: int) -> Place:
-        """The best of the leaders of its classes; at least one request is waiting."""
+    def first(self, now: int, ageing_ns: int, highest: int) -> Place:
+        """The best of the leaders of its classes, which age up to the class `highest`; at least one request waits."""
         best: Place | None = None
         for level in self.levels:
             if level.count:
-                priority, leader = level.leader(now, ageing_ns)
+                priority, leader = level.leader(now, ageing_ns, highest)
                 assert leader.home is not None
                 account, key = leader.home.account, leader.home.key(leader, now, ageing_ns)
-                place = Place(priority, account.round, account.turn, key, leader.seq, leader)
+                share = account.share
+                turns = share.round, share.turn, account.round, account.turn
+                place = Place(priority, *turns, key, leader.seq, leader)
                 if best is None or place < best:
                     best = place
         assert best is not None
@@ -243,7 +321,7 @@ class BucketQueue:
         self.remove(leader, _RUNNING)
         if row_ns:
             self.model.advance_round(account)
-            account.charge(rows * row_ns)
+            account.pay(rows * row_ns)
         if self.count and not leader.solo:
             filled = self._fill(taken, rows, rows_max, row_ns, shares, now, ageing_ns)
             self.count -= len(taken) - 1
@@ -265,7 +343,7 @@ class BucketQueue:
         """Append to `taken` what fits beside its `rows`; the rows of the whole."""
         for level in self.levels:
             while level.count:
-                tenant = level.ring.first()
+                tenant = level.first()
                 account, rows_before = tenant.account, rows
                 peek = tenant.order.peek if tenant.ages is None else partial(tenant.first, ageing_ns=ageing_ns)
                 if row_ns:
@@ -284,7 +362,8 @@ class BucketQueue:
                     tenant.count -= 1
                     level.count -= 1
                     if row_ns:
-                        turn_over = account.charge(request.rows * row_ns)
+                        turn_over = account.pay(request.rows * row_ns)
+                self.class_rows[level.priority] -= rows - rows_before
                 shares[account] = shares.get(account, 0) + rows - rows_before
                 if closed:
                     return rows
@@ -299,9 +378,9 @@ class BucketQueue:
 
     @property
     def oldest_arrival_ns(self) -> int:
-        """When its oldest request arrived; at least one is waiting."""
-        heads = [level.ages.peek() for level in self.levels if level.count]
-        return min(head.arrival_ns for head in heads if head is not None)
+        """When its oldest request arrived, or what that replaced; at least one is waiting."""
+        heads = [level.oldest for level in self.levels if level.count]
+        return min([head.waits_since_ns for head in heads])
 
     @property
     def earliest_deadline_ns(self) -> int:

@@ -47,7 +47,10 @@ def take_back(batch: Batch[R]) -> Lost[R]:
             model.push(request)
             lost.requeued.append(request)
         else:
+            model.users.of(request.tenant).rows -= request.rows
             lost.refused.append((request, model.refuse_accepted(request, error)))
+    for user, rows in batch.users.items():
+        user.running_rows -= rows
     model.running -= len(batch.requests)
     model.requeued += len(lost.requeued)
     return lost
@@ -61,6 +64,8 @@ def run_alone(batch: Batch[R]) -> list[R]:
     for request in batch.requests:
         request.solo = True
         model.push(request)
+    for user, rows in batch.users.items():
+        user.rows += rows
     model.completed -= len(batch.requests)
     model.requeued += len(batch.requests)
     return list(batch.requests)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 if TYPE_CHECKING:
     from .model import ModelQueue
     from .queues import TenantQueue
+    from .users import User
 
 
 class RequestState(IntEnum):
@@ -16,7 +17,9 @@ class RequestState(IntEnum):
     QUEUED = 1  # the scheduler's: `home` is the queue that holds it
     RUNNING = 2  # in exactly one batch, which a worker holds
     DONE = 3  # its batch was completed
-    EXPIRED = 4  # its deadline passed in the queue; expire() returns it, or has
+    EXPIRED = (
+        4  # too late while it waited: its deadline passed, or would before the answer; expire() returns it, or has
+    )
     CANCELLED = 5  # cancel() removed it from the queue
     REFUSED = 6  # an error was returned for it: by submit(), or after it had been accepted
 
@@ -43,8 +46,10 @@ class Request:
         "attempts",
         "bucket",
         "deadline_ns",
+        "finish_ns",
         "flow",
         "home",
+        "inherited_ns",
         "latest",
         "model",
         "nbytes",
@@ -95,6 +100,10 @@ class Request:
 
         self.predicted_ns = 0
         """Device time that it would take alone, as predicted when it was submitted, in nanoseconds."""
+        self.finish_ns = 0
+        """When its answer was predicted for as it came, without any margin; 0 where nobody had to know."""
+        self.inherited_ns = 0
+        """By how much it counts as older than it is: what those waited that it took the place of."""
         self.state = RequestState.NEW
         self.seq = 0
         """Place in the order of submission over all models; kept when the request runs again."""
@@ -104,6 +113,11 @@ class Request:
         """A suspect: it was in flight when a worker died or its model failed, so it runs alone from now on."""
         self.home: TenantQueue | None = None
         """The queue that holds it; None while it is not queued. Lazy deletion is setting this to None."""
+
+    @property
+    def waits_since_ns(self) -> int:
+        """Since when it, or what it took the place of, waits."""
+        return self.arrival_ns - self.inherited_ns
 
 
 R = TypeVar("R", bound=Request)
@@ -123,6 +137,7 @@ class Batch(Generic[R]):
         "released_ns",
         "requests",
         "rows",
+        "users",
         "worker",
     )
 
@@ -138,6 +153,7 @@ class Batch(Generic[R]):
         released_ns: int,
         predicted_ns: int,
         priority: int,
+        users: "dict[User, int] | None" = None,
     ) -> None:
         self.id = id
         """Unique over the scheduler's life, so what a dead worker left behind is never taken for new."""
@@ -154,3 +170,5 @@ class Batch(Generic[R]):
         """Device time that the batch is expected to take, in nanoseconds."""
         self.priority = priority
         """Priority class (0 high to 2 low, ageing counted) that the batch was released for."""
+        self.users = users or {}
+        """The rows of each user in it."""

@@ -6,16 +6,17 @@ The scheduler holds no socket, clock, process or tensor. Its driver passes the t
 monotonic clock, with every event: the front end passes the real time, tests and simulations a virtual one.
 One turn of the driver is
 
-    expire(now) → submit(now, …), complete(now, …), … → dispatch(now) → sleep until wake_at() or an event
+    submit(now, …), complete(now, …), … → dispatch(now) → expire(now) → sleep until wake_at() or an event
 
 What runs next on a worker that has a free place is decided level by level:
 
     priority class    strict: 0 before 1 before 2. A request that has waited k times `ageing_ns` counts as k
-                      classes higher, so nothing waits for ever (ageing as in time-sharing systems).
+                      classes higher where those keep it waiting, so nothing waits for ever (ageing as in
+                      time-sharing systems).
     model             weighted fair share of this device's time: start-time fair queueing (Goyal, Vin & Cheng,
                       SIGCOMM 1996) with predicted device time, corrected when the batch is back. See fairness.py.
-    tenant            deficit round robin (Shreedhar & Varghese, SIGCOMM 1995) in predicted device time, over all
-                      buckets of the model. See tenants.py.
+    user, tenant      deficit round robin (Shreedhar & Varghese, SIGCOMM 1995) in predicted device time, over all
+                      buckets of the model: among its users, and of each among its names. See tenants.py.
     request           the model's order policy among all that the tenant has sent. See order.py. Those that have waited
                       `ageing_ns` go before it, the oldest first.
 
@@ -37,6 +38,11 @@ A worker that dies makes suspects of all requests it held: they go back to their
 worker that has nothing else in flight (it is *reserved*: it empties its pipeline first), so that the second death
 convicts the right one (recovery.py).
 
+Overload is met three times. On arrival (admission.py): quotas of users, deadlines that cannot be met as predicted
+(feasibility.py), a limit of what is inside (concurrency.py), bounds of the queue. While a request waits: its deadline
+ends it to the nanosecond, and a newer one of its session may take its place. At dispatch (overload.py): what would be
+answered too late is not started, and a standing queue is cut (codel.py). expire() returns all who left that way.
+
 Cost: submit() and the share of a request in dispatch() and complete() are O(log tenants), and constant with one
 tenant; orders other than FCFS add O(log n) of the n requests that wait in their queue. A released batch costs a look
 at every model and bucket that has requests waiting, and none at the others. Where sessions are bound, a bucket counts
@@ -47,17 +53,19 @@ Queues are bounded by admission (admission.py); everything else here is proporti
 
 from typing import Any, Final, Generic, cast
 
-from tensord.ipc.errors import TensordError
+from tensord.ipc.errors import Superseded, TensordError
 
-from .admission import admit
+from .admission import admit, deadline_exceeded
 from .health import Health
 from .hierarchy import Offer, best_offer, next_release_ns
 from .model import ModelQueue
+from .overload import learn_from, learn_late, observe_waits, shed
 from .policy import GlobalPolicy, ModelPolicy
 from .recovery import Lost, refuse_queued, run_alone, take_back
 from .request import Batch, R, Request, RequestState
 from .split import cut
-from .statistics import SchedulerStatistics, model_statistics, worker_statistics
+from .statistics import SchedulerStatistics, model_statistics, user_statistics, worker_statistics
+from .users import TenantLookup, User, Users, own_user
 from .workers import Worker
 
 _NEVER: Final = 2**63 - 1
@@ -71,8 +79,10 @@ class Scheduler(Generic[R]):
     with an error from remove_model(), remove_worker() or expect_replica(). Not thread-safe.
     """
 
-    def __init__(self, policy: GlobalPolicy | None = None) -> None:
+    def __init__(self, policy: GlobalPolicy | None = None, tenants: TenantLookup = own_user) -> None:
         self._policy = policy or GlobalPolicy()
+        self._users = Users(tenants)
+        self._tenants = self._users.by_tenant
         self._models: dict[int, ModelQueue] = {}
         self._workers: dict[int, Worker] = {}
         self._weights: dict[str, float] = {}
@@ -83,25 +93,66 @@ class Scheduler(Generic[R]):
         self._draining = False
         self._submitted = 0
         self._released = 0
-        self._overdue: list[Request] = []
-        """Expired, but not yet returned by expire()."""
+        self._evicted: list[tuple[Request, TensordError]] = []
+        """Left the queue with an error, but not yet returned by expire()."""
         self._deadline_ns = _NEVER
         """No queued request has an earlier deadline; the true earliest may be later."""
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────
 
     def submit(self, now: int, request: R) -> TensordError | None:
-        """Queue a request; None: accepted. An error: refused, and the scheduler keeps nothing of it."""
+        """Queue a request; None: accepted. An error: refused, and the scheduler keeps nothing of it.
+
+        Where it takes the place of an older one (`latest`), expire() returns that.
+        """
         model = self._models[request.model]
-        error = admit(now, request, model)
-        if error is not None:
-            return model.refuse(request, error)
-        self._submitted = request.seq = self._submitted + 1
+        try:
+            user = self._tenants[request.tenant]
+        except KeyError:
+            user = self._users.of(request.tenant)
+        rows = request.rows
+        user_rows = user.rows + rows
+        high, normal, low = model.class_rows
+        if (
+            high + normal + low + rows > model.ease_rows
+            or user_rows > user.rows_max
+            or request.deadline_ns - now <= model.ease_ns
+            or model.nbytes + request.nbytes > model.ease_bytes
+            or request.latest
+        ):
+            error = self._look_closely(now, request, model, user)
+            if error is not None:
+                return error
+            user_rows = user.rows + rows
+        else:
+            self._submitted = request.seq = self._submitted + 1
+        user.rows = user_rows
         model.submitted += 1
         model.push(request)
         if request.deadline_ns < self._deadline_ns:
             self._deadline_ns = request.deadline_ns
         return None
+
+    def _look_closely(self, now: int, request: Request, model: ModelQueue, user: User) -> TensordError | None:
+        """All checks; who passes them has its place in the order, and nobody else holds that any more."""
+        replaced = model.predecessor(request)
+        error = admit(now, request, model, user, replaced)
+        if error is not None:
+            return model.refuse(request, error)
+        if replaced is None:
+            self._submitted = request.seq = self._submitted + 1
+        else:
+            self._replace(replaced, request, model)
+        if request.latest and request.session:
+            model.remember_latest(request)
+        return None
+
+    def _replace(self, old: Request, new: Request, model: ModelQueue) -> None:
+        """The newer gets the older one's place in the order: at the end of it a fast sender would never be served."""
+        new.seq = old.seq
+        new.inherited_ns = max(0, new.arrival_ns - old.arrival_ns + old.inherited_ns)
+        model.remove(old, RequestState.REFUSED)
+        self._evicted.append((old, model.refuse_accepted(old, Superseded())))
 
     def cancel(self, now: int, request: R) -> bool:  # noqa: ARG002 - every event carries its time
         """True: it was queued and is now removed. False: it is running or has ended; drop its result."""
@@ -112,19 +163,26 @@ class Scheduler(Generic[R]):
         model.cancelled += 1
         return True
 
-    def expire(self, now: int) -> list[R]:
-        """The queued requests whose deadline has passed, each once; they are removed."""
+    def expire(self, now: int) -> list[tuple[R, TensordError]]:
+        """The requests that have left the queue unanswered since the last call, each once, and why.
+
+        Their deadline has passed, or would before the answer; CoDel has cut a standing queue; or a newer request of
+        the same session took their place. Ask after dispatch().
+        """
         if now >= self._deadline_ns:
             self._collect_overdue(now)
-        if not self._overdue:
+        if not self._evicted:
             return []
-        overdue, self._overdue = self._overdue, []
-        return cast("list[R]", overdue)
+        evicted, self._evicted = self._evicted, []
+        return cast("list[tuple[R, TensordError]]", evicted)
 
     def _collect_overdue(self, now: int) -> None:
         self._deadline_ns = _NEVER
         for model in list(self._waiting):
-            self._overdue += model.take_overdue(now)
+            for bucket in list(model.waiting):
+                late = model.take_late(bucket, now)
+                learn_late(model, late, now)
+                self._evicted += [(request, deadline_exceeded(now, request, "queue")) for request in late]
             for bucket in model.waiting:
                 self._deadline_ns = min(self._deadline_ns, bucket.earliest_deadline_ns)
 
@@ -153,9 +211,14 @@ class Scheduler(Generic[R]):
     def _next_batch(self, now: int, worker: Worker) -> Batch[R] | None:
         if now >= self._deadline_ns:
             self._collect_overdue(now)
-        offer = best_offer(now, worker, self._waiting, self._policy.ageing_ns, draining=self._draining)
-        if offer is None:
-            return None
+        while True:
+            offer = best_offer(now, worker, self._waiting, self._policy.ageing_ns, draining=self._draining)
+            if offer is None:
+                return None
+            evicted = shed(now, worker, offer.leader)
+            if not evicted:
+                break
+            self._evicted += evicted
         if offer.leader.solo:
             worker.reserved_for = offer.leader
             if worker.in_flight:
@@ -165,15 +228,22 @@ class Scheduler(Generic[R]):
     def _release(self, now: int, worker: Worker, offer: Offer) -> Batch[R]:
         leader, priority, reason = offer.leader, offer.priority, offer.reason
         model = self._models[leader.model]
-        requests = cast("list[R]", model.take(leader, worker.device, now, self._policy.ageing_ns, reason))
-        rows = sum([request.rows for request in requests])
+        taken, users = model.take(leader, worker.device, now, self._policy.ageing_ns, reason)
+        requests = cast("list[R]", taken)
+        rows = sum(users.values())
         predicted_ns = model.costs.of(leader.bucket, worker.device).predicted_ns(rows)
         self._released += 1
         batch = Batch(
-            self._released, model, leader.bucket, worker.id, requests, rows, reason, now, predicted_ns, priority
+            self._released, model, leader.bucket, worker.id, requests, rows, reason, now, predicted_ns, priority, users
         )
         if len(model.replicas) > 1:
             model.balance.released(worker, batch)
+        if not worker.in_flight:
+            worker.busy_since_ns = now
+        if model.policy.codel_target_ns:
+            observe_waits(now, batch)
+        for user, part in users.items():
+            user.running_rows += part
         worker.start(batch, model.policy.weight)
         model.running += len(requests)
         model.released[reason] += 1
@@ -190,14 +260,22 @@ class Scheduler(Generic[R]):
         worker = self._workers.get(batch.worker)
         if worker is None or not worker.finish(batch):
             return
+        worker.busy_since_ns = now
         model, requests = batch.queue, batch.requests
+        learn_from(now, batch)
         for request in requests:
             request.state = _DONE
+        for user, rows in batch.users.items():
+            user.rows -= rows
+            user.running_rows -= rows
+            user.device_ns += compute_ns * rows // batch.rows
         model.running -= len(requests)
         model.completed += len(requests)
         if compute_ns > 0:
             model.charge(now, batch, compute_ns)
             if not failed:
+                if worker.in_flight:
+                    model.forecast.returned(batch.rows, compute_ns, behind=model.queued > 0)
                 model.learn(now, batch, worker.device, compute_ns)
             excess_ns = compute_ns - batch.predicted_ns
             worker.clocks[batch.priority].correct(batch.model, excess_ns, model.policy.weight)
@@ -231,10 +309,10 @@ class Scheduler(Generic[R]):
         """When expire() or dispatch() could next do something without another event; None: never.
 
         Never too late; seldom too early: a deadline may be that of a request that has left. After
-        expire(now) and dispatch(now) it is later than `now`.
+        dispatch(now) and expire(now) it is later than `now`.
         """
-        if self._overdue:
-            return self._overdue[0].deadline_ns
+        if self._evicted:
+            return 0
         wake_ns = _NEVER
         for model in self._waiting:
             release_ns = next_release_ns(model, draining=self._draining)
@@ -253,10 +331,16 @@ class Scheduler(Generic[R]):
         for worker in self._workers.values():
             worker.pipeline_depth = policy.pipeline_depth
 
+    def set_tenants(self, tenants: TenantLookup) -> None:
+        """Ask `tenants` from now on whose a tenant is and what its user may use; those who are known are asked anew."""
+        self._users.ask_again(tenants)
+        for model in self._models.values():
+            model.reweigh()
+
     def add_model(self, key: int, name: str, policy: ModelPolicy, *, idempotent: bool) -> None:
         """A model version can be asked for; it has no replica and none is expected yet."""
         assert key not in self._models
-        self._models[key] = ModelQueue(key, name, policy, self._waiting, idempotent=idempotent)
+        self._models[key] = ModelQueue(key, name, policy, self._waiting, self._users, idempotent=idempotent)
 
     def set_policy(self, key: int, policy: ModelPolicy) -> None:
         """Obey other settings for this model from now on; nothing is lost or doubled."""
@@ -292,6 +376,7 @@ class Scheduler(Generic[R]):
         """
         model = self._models[key]
         model.expected, model.reason = expected, reason
+        model.ease_rows = 0
         hopeless = not expected and not model.replicas
         return cast("list[tuple[R, TensordError]]", refuse_queued(now, model) if hopeless else [])
 
@@ -345,6 +430,8 @@ class Scheduler(Generic[R]):
         model, worker = self._models[key], self._workers[worker_id]
         model.add_replica(worker)
         worker.models[key] = model
+        for other in worker.models.values():
+            other.ease_rows = 0
 
     def remove_replica(self, now: int, worker_id: int, key: int) -> None:  # noqa: ARG002 - as in cancel()
         """The worker gets no more batches of the model; those in flight still complete."""
@@ -354,12 +441,12 @@ class Scheduler(Generic[R]):
     @property
     def has_work(self) -> bool:
         """Whether expire() or dispatch() could do anything, now or later, without another event."""
-        return bool(self._waiting or self._overdue)
+        return bool(self._waiting or self._evicted)
 
     @property
     def queued(self) -> int:
         """Requests that wait, those included that expire() has yet to return."""
-        return sum(model.queued for model in self._waiting) + len(self._overdue)
+        return sum(model.queued for model in self._waiting) + len(self._evicted)
 
     def statistics(self) -> SchedulerStatistics:
         """All counters now."""
@@ -373,4 +460,5 @@ class Scheduler(Generic[R]):
             draining=self._draining,
             models=models,
             workers=workers,
+            users=tuple(user_statistics(user) for user in self._users.by_name.values()),
         )

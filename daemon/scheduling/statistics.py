@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .model import ModelQueue
 from .request import ReleaseReason
+from .users import User
 from .workers import Worker
 
 
@@ -22,14 +23,20 @@ class ModelStatistics:
     """Requests that wait now."""
     queued_rows: int
     """Rows that wait now."""
+    queued_bytes: int
+    """Bytes of tensors of the requests that wait now."""
     running_requests: int
     """Requests in flight on workers now."""
+    concurrency_limit: int
+    """Requests that may be inside, waiting or running, as the gradient allows; 0 where that is off or unused yet."""
+    margin_ns: int
+    """What a deadline must leave beyond the predicted finish, in nanoseconds."""
     submitted: int
     """Requests accepted since the model was added."""
     completed: int
     """Requests whose batch came back, with results or an error, and that did not run again."""
     expired: int
-    """Accepted requests whose deadline passed while they waited."""
+    """Accepted requests whose deadline passed while they waited, or would have before the answer."""
     cancelled: int
     """Accepted requests removed by cancel() while they waited."""
     requeued: int
@@ -73,6 +80,23 @@ class WorkerStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class UserStatistics:
+    """One user, over all models and all names that its clients give. Idle ones may have been forgotten."""
+
+    user: str
+    tenant_class: str
+    """Name of the policy that it is under."""
+    queued_rows: int
+    """Rows that wait now."""
+    running_rows: int
+    """Rows in flight on workers now."""
+    device_ns: int
+    """Its part, by rows, of the device time of completed batches, in nanoseconds."""
+    refused: int
+    """Requests that got an error from the scheduler, accepted before or not; those that expired apart."""
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerStatistics:
     """The whole scheduler."""
 
@@ -88,6 +112,7 @@ class SchedulerStatistics:
     """drain() was called."""
     models: tuple[ModelStatistics, ...]
     workers: tuple[WorkerStatistics, ...]
+    users: tuple[UserStatistics, ...]
 
 
 def model_statistics(model: ModelQueue) -> ModelStatistics:
@@ -97,8 +122,11 @@ def model_statistics(model: ModelQueue) -> ModelStatistics:
         name=model.name,
         replicas=len(model.replicas),
         queued_requests=model.queued,
-        queued_rows=sum(bucket.rows for bucket in model.waiting),
+        queued_rows=sum(model.class_rows),
+        queued_bytes=model.nbytes,
         running_requests=model.running,
+        concurrency_limit=model.concurrency.limit if model.concurrency else 0,
+        margin_ns=model.forecast.margin_ns,
         submitted=model.submitted,
         completed=model.completed,
         expired=model.expired,
@@ -126,4 +154,16 @@ def worker_statistics(worker: Worker) -> WorkerStatistics:
         weight=worker.weight,
         health=worker.health.factor,
         failed_batches=worker.failed,
+    )
+
+
+def user_statistics(user: User) -> UserStatistics:
+    """A user's counters now."""
+    return UserStatistics(
+        user=user.name,
+        tenant_class=user.policy.name,
+        queued_rows=user.rows - user.running_rows,
+        running_rows=user.running_rows,
+        device_ns=user.device_ns,
+        refused=user.refused,
     )

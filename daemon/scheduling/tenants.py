@@ -1,4 +1,4 @@
-"""Fair shares of one model among its tenants: deficit round robin in predicted device time.
+"""Fair shares of one model among its users, and of a user among its names: deficit round robin in device time.
 
 Source: M. Shreedhar, G. Varghese, "Efficient Fair Queueing using Deficit Round Robin", SIGCOMM 1995. Two
 changes, neither of which alters the shares:
@@ -10,14 +10,17 @@ changes, neither of which alters the shares:
   tenant's requests may wait in several buckets and classes, each with a ring of its own, while its account is
   one: the rings find out lazily that somebody was served elsewhere. Numbers only grow, so an entry that is out
   of date stands too early, never too late.
+
+There are two levels of it: users and, inside of each, the names that its clients give. A tenant is one name of one
+user. Both pay the price. As debt is the user's, a name invented for each request gains nothing.
 """
 
 from heapq import heappop, heappush, heapreplace
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import Final, Generic, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from .queues import TenantQueue
+from .codel import CoDel
+from .users import User
 
 QUANTUM_NS: Final = 100_000
 """What a tenant's deficit grows by in a round, in nanoseconds of predicted device time. One value for all buckets and
@@ -27,8 +30,8 @@ longer runs of one tenant's rows. As laps are computed, it may be far smaller th
 _turns = count(1)
 
 
-class Account:
-    """What one tenant has used of one model, over all buckets and priority classes."""
+class Turns:
+    """A place in one level of deficit round robin."""
 
     __slots__ = ("deficit_ns", "round", "turn", "weight")
 
@@ -49,7 +52,7 @@ class Account:
             self.deficit_ns = 0.0
 
     def charge(self, cost_ns: float) -> bool:
-        """Pay for device time, or get some back (negative); True when the tenant's turn is over."""
+        """Pay for device time, or get some back (negative); True when the turn is over."""
         self.deficit_ns -= cost_ns / self.weight
         if self.deficit_ns > 0:
             return False
@@ -60,30 +63,90 @@ class Account:
         return True
 
 
-class Ring:
-    """The tenants that have something to send in one bucket and class, lowest (round, turn) first."""
+class Share(Turns):
+    """What one user has used of one model, over all buckets, priority classes and names, and what it has waiting."""
+
+    __slots__ = ("names", "names_round", "nbytes", "requests", "rows", "user")
+
+    def __init__(self, user: User, round_: int) -> None:
+        super().__init__(round_, user.policy.weight)
+        self.user = user
+        self.names_round = 0
+        """The latest round in which one of its names was served."""
+        self.names = 0
+        """Names that have requests waiting. This and the rest is only counted while the model is crowded."""
+        self.requests = 0
+        self.rows = 0
+        self.nbytes = 0
+
+
+class Account(Turns):
+    """What one tenant has used of its user's share."""
+
+    __slots__ = ("codel", "name", "rows", "share")
+
+    def __init__(self, name: str, share: Share) -> None:
+        super().__init__(share.names_round)
+        self.name = name
+        self.share = share
+        self.rows = 0
+        """Rows that wait, counted while the model is crowded."""
+        self.codel = CoDel()
+
+    def pay(self, cost_ns: float) -> bool:
+        """Charge the user, and among its names this one; True when either turn is over."""
+        over = self.charge(cost_ns)
+        return self.share.charge(cost_ns) or over
+
+
+class Entry(Protocol):
+    """What has turns in a ring."""
+
+    @property
+    def turns(self) -> Turns: ...
+
+    def is_empty(self) -> bool:
+        """It has nothing to send."""
+
+    def leave(self) -> None:
+        """The ring has dropped it."""
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Ring(Generic[E]):
+    """Those that have something to send in one bucket and class, lowest (round, turn) first."""
 
     __slots__ = ("_heap",)
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, TenantQueue]] = []
+        self._heap: list[tuple[int, int, E]] = []
 
-    def add(self, tenant: "TenantQueue") -> None:
-        """`tenant` has requests and is not in the ring."""
-        heappush(self._heap, (tenant.account.round, tenant.account.turn, tenant))
+    def add(self, entry: E) -> None:
+        """`entry` has requests and is not in the ring."""
+        turns = entry.turns
+        heappush(self._heap, (turns.round, turns.turn, entry))
 
-    def first(self) -> "TenantQueue":
-        """The tenant whose turn it is. At least one tenant in the ring has requests."""
+    def first(self) -> E:
+        """The one whose turn it is. At least one in the ring has requests."""
         heap = self._heap
         while True:
-            _, turn, tenant = heap[0]
-            if not tenant.count:
+            _, turn, entry = heap[0]
+            if entry.is_empty():
                 heappop(heap)
-                tenant.leave()
-            elif turn != tenant.account.turn and len(heap) > 1:
-                heapreplace(heap, (tenant.account.round, tenant.account.turn, tenant))
+                entry.leave()
+            elif turn != entry.turns.turn and len(heap) > 1:
+                heapreplace(heap, (entry.turns.round, entry.turns.turn, entry))
             else:
-                return tenant
+                return entry
+
+    def is_empty(self) -> bool:
+        """Nobody has anything to send; those in front who have nothing are dropped."""
+        heap = self._heap
+        while heap and heap[0][2].is_empty():
+            heappop(heap)[2].leave()
+        return not heap
 
     def clear(self) -> None:
         self._heap.clear()

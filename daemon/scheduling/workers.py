@@ -16,6 +16,7 @@ class Worker:
     """One worker process, that is one device."""
 
     __slots__ = (
+        "busy_since_ns",
         "clocks",
         "device",
         "failed",
@@ -47,6 +48,8 @@ class Worker:
         """Batches released to it and not completed, by id, oldest first."""
         self.outstanding_ns = 0
         """Predicted device time of all that is in flight, in nanoseconds."""
+        self.busy_since_ns = 0
+        """When the oldest batch in flight came to the front: it computes since then."""
         self.used_at = 0
         """Id of the last batch released to it; 0 for none."""
         self.reserved_for: Request | None = None
@@ -57,6 +60,12 @@ class Worker:
     def has_place(self) -> bool:
         """Whether a batch may be released to it now."""
         return len(self.in_flight) < self.pipeline_depth and self.reserved_for is None
+
+    def remaining_ns(self, now: int) -> int:
+        """Predicted time until all that is in flight is through."""
+        for head in self.in_flight.values():
+            return self.outstanding_ns - min(now - self.busy_since_ns, head.predicted_ns)
+        return 0
 
     def start(self, batch: Batch[Any], weight: float) -> None:
         """`batch` was released to this worker; its model weighs `weight`."""

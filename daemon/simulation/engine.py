@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Final, NamedTuple, TypeAlias
 
-from tensord.ipc.errors import DeadlineExceeded, TensordError
+from tensord.ipc.errors import TensordError
 
 from ..scheduling.policy import GlobalPolicy, ModelPolicy
 from ..scheduling.request import Batch
@@ -132,8 +132,8 @@ class Engine:
         batches: list[Batch[SimulatedRequest]] = []
         self._wake_ns = NEVER
         if scheduler.has_work:
-            refused += self._expire(now)
             batches = scheduler.dispatch(now)
+            refused += self._expire(now)
             wake_ns = scheduler.wake_at()
             if wake_ns is not None:
                 assert wake_ns > now, "the scheduler wants to be woken at once, for ever"
@@ -158,11 +158,10 @@ class Engine:
         return error
 
     def _expire(self, now: int) -> list[tuple[SimulatedRequest, TensordError]]:
-        expired: list[tuple[SimulatedRequest, TensordError]] = []
-        for request in self.scheduler.expire(now):
-            self._tally.drop(request, DeadlineExceeded.code, now)
-            expired.append((request, DeadlineExceeded("queue", (now - request.deadline_ns) / 1e6)))
-        return expired
+        left = self.scheduler.expire(now)
+        for request, error in left:
+            self._tally.drop(request, error.code, now)
+        return left
 
     def _start(self, batch: Batch[SimulatedRequest]) -> None:
         """The batch goes to its worker, which computes it after all that it got before."""

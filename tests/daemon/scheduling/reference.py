@@ -51,6 +51,6 @@ def preference(order: str, request: Request, now: int, level: Callable[[int], in
 
 def place(order: str, request: Request, now: int, ageing_ns: int, level: Callable[[int], int]) -> Key:
     """The key with ageing: those that have waited long enough go first, the oldest before the others."""
-    if ageing_ns and now - request.arrival_ns >= ageing_ns:
+    if ageing_ns and now - request.waits_since_ns >= ageing_ns:
         return -1, request.seq
     return 0, *preference(order, request, now, level)

@@ -20,6 +20,8 @@ def make(
     deadline_ns: int = FAR_NS,
     session: int = 0,
     flow: int = 0,
+    nbytes: int = 0,
+    latest: bool = False,
 ) -> Request:
     """A request whose fields stay out of the way unless they are given."""
     return Request(
@@ -32,6 +34,8 @@ def make(
         deadline_ns=deadline_ns,
         session=session,
         flow=flow,
+        nbytes=nbytes,
+        latest=latest,
     )
 
 
@@ -49,12 +53,21 @@ class Rig:
             self.scheduler.add_worker(worker_id, f"cpu:{worker_id - 1}")
 
     def model(self, key: int = 0, *, workers: tuple[int, ...] = (1,), idempotent: bool = True, **policy: Any) -> None:
-        self.scheduler.add_model(key, f"m{key}", ModelPolicy(**policy), idempotent=idempotent)
+        self.scheduler.add_model(key, f"m{key}", self.policy(**policy), idempotent=idempotent)
         for worker_id in workers:
             self.scheduler.add_replica(self.now, worker_id, key)
 
     def set_policy(self, key: int = 0, **policy: Any) -> None:
-        self.scheduler.set_policy(key, ModelPolicy(**policy))
+        self.scheduler.set_policy(key, self.policy(**policy))
+
+    @staticmethod
+    def policy(**policy: Any) -> ModelPolicy:
+        """One that lets everybody in, and shares nothing out, unless it is given."""
+        return ModelPolicy(**{"queue_rows_max": 10**9, "tenant_queue_percent": 100, "deadline_check": False, **policy})
+
+    def expired(self) -> list[Request]:
+        """Whom expire() returns now."""
+        return [request for request, _ in self.scheduler.expire(self.now)]
 
     def submit(self, *requests: Request) -> None:
         for request in requests:

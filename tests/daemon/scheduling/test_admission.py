@@ -1,9 +1,19 @@
+from typing import Any
+
 import pytest
 
-from tensord.daemon.scheduling import RequestState
-from tensord.ipc.errors import DeadlineExceeded, ModelUnavailable, QueueFull
+from tensord.daemon.scheduling import Request, RequestState, TenantPolicy
+from tensord.ipc.errors import (
+    DeadlineExceeded,
+    ModelUnavailable,
+    QueueBytesFull,
+    QueueFull,
+    QueueRowsFull,
+    Superseded,
+    TenantQueueFull,
+)
 
-from .rig import MS, Rig, make
+from .rig import FAR_NS, MS, Rig, make
 
 
 @pytest.fixture
@@ -102,3 +112,138 @@ def test_giving_up_hope_refuses_what_waits() -> None:
 def test_giving_up_hope_refuses_nothing_while_a_replica_serves(rig: Rig) -> None:
     rig.submit(make())
     assert rig.scheduler.expect_replica(rig.now, 0, False, "") == []
+
+
+# ── bounds ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def stopped(**policy: Any) -> Rig:
+    """A model whose worker takes nothing: all waits."""
+    rig = Rig()
+    rig.model(workers=(), **policy)
+    rig.scheduler.expect_replica(rig.now, 0, True, "loading")
+    return rig
+
+
+def test_rows_are_bounded() -> None:
+    rig = stopped(queue_rows_max=10)
+    rig.submit(make(rows=4), gone := make(rows=6))
+    error = rig.scheduler.submit(rig.now, make(rows=1))
+    assert isinstance(error, QueueRowsFull)
+    assert error.data() == {"model": "m0", "rows": 1, "limit": 10}
+    rig.scheduler.cancel(rig.now, gone)
+    rig.submit(make(rows=6))
+
+
+def test_bytes_are_bounded() -> None:
+    rig = stopped(queue_bytes_max=100)
+    rig.submit(gone := make(nbytes=60), make(nbytes=40))
+    error = rig.scheduler.submit(rig.now, make(nbytes=1))
+    assert isinstance(error, QueueBytesFull)
+    assert error.data() == {"model": "m0", "nbytes": 1, "limit": 100}
+    rig.scheduler.cancel(rig.now, gone)
+    rig.submit(make(nbytes=60))
+
+
+@pytest.mark.parametrize("policy", [{"queue_max": 4}, {"queue_rows_max": 8}, {"queue_bytes_max": 40}])
+def test_a_user_has_its_part_of_each_bound_whatever_its_names(policy: dict[str, int]) -> None:
+    rig = stopped(**policy, tenant_queue_percent=50)
+    rig.scheduler.set_tenants(lambda tenant: (tenant.partition("/")[0], TenantPolicy()))
+    rig.submit(make(tenant="1/a", rows=2, nbytes=10), make(tenant="1/b", rows=2, nbytes=10))
+    error = rig.scheduler.submit(rig.now, make(tenant="1/c", rows=2, nbytes=10))
+    assert isinstance(error, TenantQueueFull)
+    assert error.data() == {"model": "m0", "percent": 50}
+    rig.submit(make(tenant="2", rows=2, nbytes=10))
+
+
+def test_a_user_may_always_have_one_request() -> None:
+    rig = stopped(queue_max=4, queue_rows_max=10, tenant_queue_percent=1)
+    rig.submit(make(rows=8), make(tenant="other"))
+    assert isinstance(rig.scheduler.submit(rig.now, make()), TenantQueueFull)
+
+
+# ── latest ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def frame(session: int = 7, **fields: Any) -> Request:
+    return make(session=session, latest=True, **fields)
+
+
+def test_a_newer_request_of_a_session_takes_the_place_of_the_waiting_one(rig: Rig) -> None:
+    rig.submit(old := frame())
+    rig.now = 3 * MS
+    rig.submit(new := frame())
+    ((evicted, error),) = rig.scheduler.expire(rig.now)
+    assert (evicted, old.state) == (old, RequestState.REFUSED)
+    assert isinstance(error, Superseded)
+    assert (new.seq, new.inherited_ns) == (old.seq, 3 * MS)
+    assert rig.scheduler.statistics().models[0].refused == {Superseded.code: 1}
+
+
+def test_a_fast_camera_is_served_in_its_turn() -> None:
+    rig = Rig()
+    rig.model(max_batch=1)
+    rig.submit(make(), make())
+    running = rig.dispatch()
+    rig.submit(frame(), *(make() for _ in range(5)))
+    for _ in range(10):
+        rig.now += MS
+        rig.submit(newest := frame())
+    rig.complete(running[0])
+    assert rig.only().requests == [newest]
+
+
+@pytest.mark.parametrize("other", [frame(8), make(session=7), make(latest=True), make(session=7, tenant="other")])
+def test_others_replace_nothing(other: Request) -> None:
+    rig = stopped()
+    rig.submit(frame(), other)
+    assert rig.scheduler.queued == 2
+
+
+def test_a_running_request_is_not_replaced() -> None:
+    rig = Rig()
+    rig.model()
+    rig.submit(running := frame())
+    batch = rig.only()
+    rig.submit(frame())
+    assert (batch.requests, running.state) == ([running], RequestState.RUNNING)
+    assert rig.scheduler.expire(rig.now) == []
+
+
+def test_a_full_queue_takes_what_replaces(rig: Rig) -> None:
+    rig.submit(frame(), make())
+    rig.submit(frame())
+    assert isinstance(rig.scheduler.submit(rig.now, frame(8)), QueueFull)
+
+
+def test_who_is_refused_replaces_nobody(rig: Rig) -> None:
+    rig.submit(old := frame())
+    rig.now = 5
+    assert isinstance(rig.scheduler.submit(rig.now, frame(deadline_ns=5)), DeadlineExceeded)
+    assert old.state is RequestState.QUEUED
+
+
+def test_sessions_that_left_are_forgotten() -> None:
+    rig = stopped()
+    rig.submit(make())
+    for session in range(1, 1_000):
+        rig.submit(one := frame(session))
+        rig.scheduler.cancel(rig.now, one)
+    assert len(rig.scheduler._models[0].latest) < 100
+
+
+# ── expiry ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_requests_expire_at_their_deadline_to_the_nanosecond() -> None:
+    rig = stopped()
+    deadlines = [7 * MS + 1, 3 * MS, 7 * MS, 5 * MS + 3, FAR_NS]
+    rig.submit(*(make(deadline_ns=deadline, bucket=number % 2) for number, deadline in enumerate(deadlines)))
+    for deadline in sorted(deadlines)[:-1]:
+        assert rig.scheduler.wake_at() == deadline
+        rig.now = deadline - 1
+        assert rig.scheduler.expire(rig.now) == []
+        rig.now = deadline
+        ((request, error),) = rig.scheduler.expire(rig.now)
+        assert (request.deadline_ns, request.state) == (deadline, RequestState.EXPIRED)
+        assert error.data() == {"stage": "queue", "late_ms": 0.0}

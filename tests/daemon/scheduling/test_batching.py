@@ -137,7 +137,7 @@ class TestWakeAt:
         wake_ns = busy.scheduler.wake_at()
         assert wake_ns is not None
         assert wake_ns <= busy.now
-        assert busy.scheduler.expire(busy.now) == [late]
+        assert busy.expired() == [late]
         assert busy.scheduler.wake_at() is None
 
 

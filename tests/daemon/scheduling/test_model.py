@@ -148,8 +148,8 @@ def test_expired_requests_are_returned_once_and_never_run() -> None:
     rig.submit(make(), make(), late := make(deadline_ns=5 * MS), make(deadline_ns=FAR_NS))
     rig.dispatch()
     rig.now = 5 * MS
-    assert rig.scheduler.expire(rig.now) == [late]
-    assert rig.scheduler.expire(rig.now) == []
+    assert rig.expired() == [late]
+    assert rig.expired() == []
     assert late.state is RequestState.EXPIRED
     assert not rig.scheduler.cancel(rig.now, late)
 
@@ -161,7 +161,7 @@ def test_a_request_past_its_deadline_is_not_dispatched() -> None:
     rig.now = 5 * MS
     assert rig.dispatch() == []
     assert rig.scheduler.queued == 1
-    assert rig.scheduler.expire(rig.now) == [late]
+    assert rig.expired() == [late]
 
 
 def test_a_queued_request_can_be_cancelled_once() -> None:

@@ -61,7 +61,7 @@ def push(bucket: BucketQueue, *requests: Request) -> None:
 
 def head(bucket: BucketQueue) -> Request:
     """Whoever goes first where nobody has aged."""
-    return bucket.first(now=0, ageing_ns=0).leader
+    return bucket.first(now=0, ageing_ns=0, highest=0).leader
 
 
 def take_shares(bucket: BucketQueue, rows_max: int, row_ns: float) -> tuple[list[Request], dict[Account, int]]:
@@ -198,12 +198,24 @@ def test_waiting_raises_a_request_class_by_class_up_to_the_highest(
     assert low(bucket).leader(now, 0) == (2, request), "no ageing"
 
 
-def test_the_oldest_goes_first_where_the_one_whose_turn_it_is_has_not_aged_as_far(bucket: BucketQueue) -> None:
-    push(bucket, first := aged("a", 0), oldest := aged("b", 0))
+def test_the_oldest_raises_the_level_and_turns_say_who_goes_first(bucket: BucketQueue) -> None:
+    push(bucket, first := aged("a", 0), aged("b", 0))
     bucket.remove(first, RequestState.CANCELLED)
     push(bucket, again := aged("a", 1))
-    assert low(bucket).leader(AGE_NS, AGE_NS) == (1, oldest)
-    assert low(bucket).leader(AGE_NS + 1, AGE_NS) == (1, again)
+    assert low(bucket).leader(AGE_NS, AGE_NS) == (1, again)
+
+
+def test_age_raises_nobody_above_the_highest_class_that_waits(bucket: BucketQueue) -> None:
+    push(bucket, request := aged("a", 0))
+    assert low(bucket).leader(9 * AGE_NS, AGE_NS, highest=1) == (1, request)
+    assert low(bucket).leader(9 * AGE_NS, AGE_NS, highest=2) == (2, request)
+
+
+def test_who_replaced_an_older_one_counts_as_old(bucket: BucketQueue) -> None:
+    push(bucket, request := aged("a", AGE_NS))
+    request.inherited_ns = AGE_NS
+    assert low(bucket).leader(AGE_NS, AGE_NS) == (1, request)
+    assert bucket.oldest_arrival_ns == 0
 
 
 def test_the_highest_class_does_not_age(bucket: BucketQueue) -> None:
@@ -255,10 +267,10 @@ def test_tenants_pay_for_their_rows_and_take_turns(bucket: BucketQueue) -> None:
 
 def test_newcomers_join_in_the_round_of_who_is_served(bucket: BucketQueue) -> None:
     push(bucket, make(tenant="debtor"))
-    bucket.model.accounts["debtor"].charge(4.0 * QUANTUM_NS)  # for what it has in another bucket
+    bucket.model.accounts["debtor"].pay(4.0 * QUANTUM_NS)  # for what it has in another bucket
     take(bucket, 1, 4.0 * QUANTUM_NS)
     push(bucket, make(tenant="new"))
-    rounds = {name: account.round for name, account in bucket.model.accounts.items()}
+    rounds = {name: share.round for name, share in bucket.model.shares.items()}
     assert rounds == {"debtor": 9, "new": 5}
 
 

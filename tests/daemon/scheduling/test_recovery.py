@@ -127,9 +127,9 @@ def test_a_late_suspect_expires(rig: Rig) -> None:
     rig.submit(late := make(deadline_ns=2 * MS))
     rig.only()
     rig.now = 3 * MS
-    assert rig.scheduler.expire(rig.now) == []
+    assert rig.expired() == []
     assert kill(rig).requeued == [late]
-    assert rig.scheduler.expire(rig.now) == [late]
+    assert rig.expired() == [late]
 
 
 def test_a_dead_workers_batch_cannot_be_completed(rig: Rig) -> None:

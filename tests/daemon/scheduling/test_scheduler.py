@@ -3,12 +3,24 @@
 from collections import Counter, defaultdict
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, RequestState, Scheduler
+from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, RequestState, Scheduler, TenantPolicy
 from tensord.daemon.scheduling.balance import BALANCE_POLICIES
+from tensord.daemon.scheduling.model import ModelQueue
 from tensord.daemon.scheduling.order import ORDER_POLICIES
-from tensord.ipc.errors import QueueFull, TensordError
+from tensord.ipc.errors import (
+    ConcurrencyLimit,
+    DeadlineExceeded,
+    DeadlineInfeasible,
+    QueueBytesFull,
+    QueueFull,
+    QueueRowsFull,
+    TenantQueueFull,
+    TensordError,
+    TooManyTenantRows,
+)
 
 from .reference import place
 from .rig import FAR_NS, MS, make
@@ -33,7 +45,22 @@ policies = st.builds(
     batching=st.sampled_from(["fixed", "aimd", "deferred"]),
     latency_target_ns=st.sampled_from([MS, 5 * MS, 60 * MS]),
     preferred_batches=st.sampled_from([(), (2,), (3, 6), (4, 100)]),
+    queue_rows_max=st.sampled_from([9, 100_000]),
+    queue_bytes_max=st.sampled_from([9, 100_000]),
+    tenant_queue_percent=st.sampled_from([50, 100]),
+    deadline_check=st.booleans(),
+    codel_target_ns=st.sampled_from([0, MS // 10, 5 * MS]),
+    codel_interval_ns=st.sampled_from([MS, 20 * MS]),
+    adaptive_concurrency=st.booleans(),
 )
+
+tenant_policies = st.builds(
+    TenantPolicy, weight=st.sampled_from([0.5, 1.0, 3.0]), rows_max=st.sampled_from([4, 30, 100_000])
+)
+
+
+def user_of(tenant: str) -> str:
+    return tenant.partition("/")[0]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -42,7 +69,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.now = 0
         self.depth = 2
         self.ageing_ns = 10 * MS
-        self.scheduler: Scheduler[Request] = Scheduler(GlobalPolicy(ageing_ns=self.ageing_ns))
+        self.tenants: defaultdict[str, TenantPolicy] = defaultdict(TenantPolicy)
+        self.scheduler: Scheduler[Request] = Scheduler(GlobalPolicy(ageing_ns=self.ageing_ns), self.tenant)
         self.policies: dict[int, ModelPolicy] = {}
         self.submitted: list[Request] = []
         self.ended: Counter[Request] = Counter()
@@ -65,6 +93,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             if key != 1 or worker == 1:
                 self.scheduler.add_replica(self.now, worker, key)
 
+    def tenant(self, tenant: str) -> tuple[str, TenantPolicy]:
+        return user_of(tenant), self.tenants[user_of(tenant)]
+
     def end(self, request: Request) -> None:
         self.ended[request] += 1
 
@@ -74,13 +105,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         count=st.integers(1, 12),
         model=st.sampled_from(MODELS),
         bucket=st.sampled_from("ab"),
-        tenant=st.sampled_from(["t", "u"]),
+        tenant=st.sampled_from(["t", "t", "u", "v/1", "v/2"]),
         priority=st.sampled_from([0, 1, 1, 1, 2]),
         rows=st.sampled_from([1, 1, 1, 2, 3, 9]),
         patience_ns=st.sampled_from([0, MS, 30 * MS, FAR_NS, FAR_NS]),
         flow=st.integers(0, 2),
         session=st.integers(0, 5),
         other_session=st.integers(0, 5),
+        latest=st.booleans(),
     )
     def submit(
         self,
@@ -94,6 +126,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         flow: int,
         session: int,
         other_session: int,
+        latest: bool,
     ) -> None:
         for number in range(count):
             request = make(
@@ -106,13 +139,60 @@ class SchedulerMachine(RuleBasedStateMachine):
                 deadline_ns=self.now + patience_ns,
                 flow=flow,
                 session=(session, other_session)[number % 2],
+                latest=latest,
+                nbytes=rows,
             )
-            queued = self.queued(model)
+            before = self.waiting(model)
             error = self.scheduler.submit(self.now, request)
-            assert isinstance(error, QueueFull) == (patience_ns > 0 and queued >= self.policies[model].queue_max)
+            replaced = set(before) - set(self.waiting(model))
             assert (error is None) == (request.state is RequestState.QUEUED)
-            if error is None:
-                self.submitted.append(request)
+            if error is not None:
+                assert not replaced
+                self.check_refusal(request, error, before)
+                continue
+            assert patience_ns > 0
+            self.submitted.append(request)
+            self.check_bounds(request, replaced)
+
+    def check_refusal(self, request: Request, error: TensordError, waiting: list[Request]) -> None:
+        """A bound is only named where it would have been passed."""
+        policy, user = self.policies[request.model], user_of(request.tenant)
+        assert request.state is RequestState.REFUSED
+        assert (error.code == DeadlineExceeded.code) == (request.deadline_ns <= self.now)
+        if isinstance(error, QueueFull):
+            assert len(waiting) >= policy.queue_max
+        elif isinstance(error, QueueRowsFull):
+            assert sum(one.rows for one in waiting) + request.rows > policy.queue_rows_max
+        elif isinstance(error, QueueBytesFull):
+            assert sum(one.nbytes for one in waiting) + request.nbytes > policy.queue_bytes_max
+        elif isinstance(error, TenantQueueFull):
+            assert any(user_of(one.tenant) == user for one in waiting)
+        elif isinstance(error, TooManyTenantRows):
+            assert self.inside(user) + request.rows > self.tenants[user].rows_max
+        elif isinstance(error, DeadlineInfeasible):
+            assert policy.deadline_check
+        elif isinstance(error, ConcurrencyLimit):
+            assert policy.adaptive_concurrency
+        else:
+            assert isinstance(error, DeadlineExceeded)
+
+    def check_bounds(self, request: Request, replaced: set[Request]) -> None:
+        """What was let in is within all bounds; what it replaced was of its session, and let it have its place."""
+        policy, user = self.policies[request.model], user_of(request.tenant)
+        waiting = self.waiting(request.model)
+        assert replaced or (
+            len(waiting) <= policy.queue_max
+            and sum(one.rows for one in waiting) <= policy.queue_rows_max
+            and sum(one.nbytes for one in waiting) <= policy.queue_bytes_max
+        )
+        own = [one for one in waiting if user_of(one.tenant) == user]
+        assert replaced or len(own) == 1 or len(own) * 100 <= policy.queue_max * policy.tenant_queue_percent
+        assert replaced or self.inside(user) <= self.tenants[user].rows_max
+        for old in replaced:
+            assert (old.tenant, old.session, old.latest) == (request.tenant, request.session, request.latest)
+            assert (old.state, old.seq) == (RequestState.REFUSED, request.seq)
+            assert request.latest
+            assert request.session
 
     @rule()
     def dispatch(self) -> None:
@@ -121,9 +201,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.check_batch(batch)
             self.in_flight[batch.worker].append(batch)
         self.check_order(waiting)
-        late = self.scheduler.expire(self.now)
-        for request in late:
-            self.end(request)
+        self.expire()
         wake_ns = self.scheduler.wake_at()
         assert wake_ns is None or wake_ns > self.now
 
@@ -167,7 +245,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         for (model, *_), line in lines.items():
             order, level = self.policies[model].order, self.scheduler._models[model].flows.level
             line.sort(key=lambda request: place(order, request, self.now, self.ageing_ns, level))
-            kept = [one.state is RequestState.QUEUED for one in line if one.state is not RequestState.EXPIRED]
+            gone = (RequestState.EXPIRED, RequestState.REFUSED)
+            kept = [one.state is RequestState.QUEUED for one in line if one.state not in gone]
             assert kept == sorted(kept)
 
     @rule(step_ns=st.sampled_from([1, MS // 3, MS, 7 * MS, 40 * MS]))
@@ -188,7 +267,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def trickle_and_sleep(self, model: int, patience_ns: list[int]) -> None:
         """Single rows keep the workers busy, and one waits for more; nothing is possible before wake_at()."""
         for patience in patience_ns:
-            self.submit(1, model, "a", "t", 1, 1, patience, 0, 0, 0)
+            self.submit(1, model, "a", "t", 1, 1, patience, 0, 0, 0, latest=False)
             self.dispatch()
         self.dispatch()
         wake_ns = self.scheduler.wake_at()
@@ -200,9 +279,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule()
     def expire(self) -> None:
-        for request in self.scheduler.expire(self.now):
-            assert request.deadline_ns <= self.now
+        for request, error in self.scheduler.expire(self.now):
             self.end(request)
+            assert isinstance(error, DeadlineExceeded) == (request.state is RequestState.EXPIRED)
+            self.refused += request.state is RequestState.REFUSED
         for request in self.submitted:
             assert request.state is not RequestState.QUEUED or request.deadline_ns > self.now
 
@@ -277,6 +357,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.remove_replica(self.now, worker, 0)
             self.scheduler.add_replica(self.now, worker, 0)
 
+    @rule(user=st.sampled_from("tuv"), policy=tenant_policies)
+    def set_tenants(self, user: str, policy: TenantPolicy) -> None:
+        self.tenants[user] = policy
+        self.scheduler.set_tenants(self.tenant)
+
     @rule(model=st.sampled_from(MODELS))
     def give_up_hope_and_take_heart(self, model: int) -> None:
         self.refuse(self.scheduler.expect_replica(self.now, model, False, "gone"))
@@ -284,8 +369,14 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     # ── what always holds ───────────────────────────────────────────────────────────────────────
 
-    def queued(self, model: int) -> int:
-        return sum(request.state is RequestState.QUEUED for request in self.submitted if request.model == model)
+    def waiting(self, model: int) -> list[Request]:
+        return [
+            request for request in self.submitted if request.model == model and request.state is RequestState.QUEUED
+        ]
+
+    def inside(self, user: str) -> int:
+        states = (RequestState.QUEUED, RequestState.RUNNING)
+        return sum(one.rows for one in self.submitted if one.state in states and user_of(one.tenant) == user)
 
     @invariant()
     def nobody_ends_twice(self) -> None:
@@ -305,7 +396,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sum(model.completed for model in models) == states[RequestState.DONE]
         assert sum(model.expired for model in models) == states[RequestState.EXPIRED]
         assert sum(model.cancelled for model in models) == states[RequestState.CANCELLED]
-        assert sum(model.refused_accepted for model in models) == states[RequestState.REFUSED] == self.refused
+        evicted = [request for request, _ in self.scheduler._evicted]
+        evicted_refused = sum(request.state is RequestState.REFUSED for request in evicted)
+        refused = states[RequestState.REFUSED]
+        assert sum(model.refused_accepted for model in models) == refused == self.refused + evicted_refused
+        for user in statistics.users:
+            own = [request for request in self.submitted if user_of(request.tenant) == user.user]
+            assert user.queued_rows == sum(one.rows for one in own if one.state is RequestState.QUEUED)
+            assert user.running_rows == sum(one.rows for one in own if one.state is RequestState.RUNNING)
+        for model in self.scheduler._models.values():
+            self.check_shares(model)
         assert sum(model.requeued for model in models) == self.requeued
         assert sum(model.submitted for model in models) == len(self.submitted)
         for worker in statistics.workers:
@@ -313,6 +413,19 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert worker.in_flight_batches == len(batches)
             assert 0 < worker.health <= 1
             assert worker.outstanding_ns == sum(batch.predicted_ns for batch in batches)
+
+    def check_shares(self, model: ModelQueue) -> None:
+        """The counts of users and names are exact, whether kept one by one or the model's own."""
+        waiting = self.waiting(model.key)
+        for name in {user_of(one.tenant) for one in waiting}:
+            own = [one for one in waiting if user_of(one.tenant) == name]
+            load = len(own), sum(one.rows for one in own), sum(one.nbytes for one in own)
+            assert model.load(self.scheduler._users.by_name[name]) == load
+            if model.crowded:
+                assert model.shares[name].names == len({one.tenant for one in own})
+        if model.crowded:
+            weights = sum(self.tenants[name].weight for name in {user_of(one.tenant) for one in waiting})
+            assert model.weights == pytest.approx(weights)
 
     def teardown(self) -> None:
         """With workers and time enough everybody ends, exactly once."""

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, RequestState, Scheduler
 from tensord.daemon.scheduling.split import Assembly, cut
-from tensord.ipc.errors import Cancelled, DeadlineExceeded, TensordError, WorkerLost
+from tensord.ipc.errors import Cancelled, TensordError, WorkerLost
 
 from .rig import FAR_NS, MS, make
 
@@ -145,9 +145,9 @@ class SplitMachine(RuleBasedStateMachine):
     @rule(step_ns=st.sampled_from([1, MS, 20 * MS]))
     def turn(self, step_ns: int) -> None:
         self.now += step_ns
-        for part in self.scheduler.expire(self.now):
-            self.end(part, DeadlineExceeded("queue", 0.0))
         self.in_flight += self.scheduler.dispatch(self.now)
+        for part, error in self.scheduler.expire(self.now):
+            self.end(part, error)
 
     @rule(data=st.data(), outcome=st.sampled_from(["done", "done", "done", "failed", "retried"]))
     @precondition(lambda self: self.in_flight)

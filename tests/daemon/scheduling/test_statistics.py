@@ -34,7 +34,10 @@ def test_a_new_model_has_counted_nothing() -> None:
         replicas=0,
         queued_requests=0,
         queued_rows=0,
+        queued_bytes=0,
         running_requests=0,
+        concurrency_limit=0,
+        margin_ns=0,
         submitted=0,
         completed=0,
         expired=0,
@@ -134,6 +137,7 @@ def test_the_whole_is_the_sum_of_its_models() -> None:
         draining=False,
         models=whole.models,
         workers=whole.workers,
+        users=whole.users,
     )
     assert [model.queued_requests for model in whole.models] == [1, 2]
     rig.scheduler.drain(rig.now)

@@ -57,8 +57,9 @@ def serve(rig: Rig, stream: Iterable[Request], compute: Compute) -> tuple[list[S
             request = todo.pop()
             if scheduler.submit(rig.now, request) is not None:
                 served.append(Served(request, None))
-        served += [Served(request, None) for request in scheduler.expire(rig.now)]
-        for batch in scheduler.dispatch(rig.now):
+        released = scheduler.dispatch(rig.now)
+        served += [Served(request, None) for request, _ in scheduler.expire(rig.now)]
+        for batch in released:
             compute_ns = int(compute(batch))
             free_ns[batch.worker] = end_ns = max(rig.now, free_ns[batch.worker]) + compute_ns
             heappush(running, (end_ns, batch.id, compute_ns, batch))
