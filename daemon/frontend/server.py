@@ -118,7 +118,7 @@ class FrontEnd:
         self.draining = False
         self.arriving_bytes = 0
         self.watched: set[Connection] = set()
-        self.scheduler: Scheduler[InferRequest] = Scheduler()
+        self.scheduler: Scheduler[InferRequest] = Scheduler(tenants=self.users.of_tenant)
         self.instance: int
         self.ingest: Ingest
         self.ingest_view: memoryview
@@ -267,6 +267,7 @@ class FrontEnd:
         self.limits.stall_timeout_ns = general["stall_timeout_s"] * 10**9
         self._connections_max = general["connections_max"]
         self.users.set_knobs(general, values.tenants)
+        self.scheduler.set_tenants(self.users.of_tenant)
         self.scheduler.set_global(GlobalPolicy.of(general))
         for device in {port.device for port in self._ports.values()}:
             self._weigh(device)
@@ -614,6 +615,8 @@ class FrontEnd:
             return TooManyConnections(limit)
         if (error := connection.user.connect()) is not None:
             return error
+        if connection.user.connections == 1:  # it may be of another class than when it was here last
+            self.scheduler.set_tenants(self.users.of_tenant)
         self._connections.add(connection)
         self._block.words[Word.CONNECTIONS_TOTAL] += 1
         return None

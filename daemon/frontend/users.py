@@ -115,6 +115,13 @@ class Users:
             user = self._users[credentials.uid] = User(credentials.uid, name, self._quotas[name])
         return user
 
+    def of_tenant(self, tenant: str) -> tuple[str, TenantPolicy]:
+        """The user of a tenant, and what it may use: what the scheduler asks."""
+        name, _, _ = tenant.partition("/")
+        user = self._users.get(int(name))
+        quota = self._quotas[DEFAULT_CLASS] if user is None else user.quota
+        return name, quota.policy
+
     def disconnected(self, user: User) -> None:
         """A connection that was counted is gone."""
         user.connections -= 1

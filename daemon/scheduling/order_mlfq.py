@@ -102,8 +102,9 @@ class Line:
     __slots__ = ("listed", "requests")
 
     def __init__(self) -> None:
-        self.requests: list[tuple[int, Request]] = []
-        """A heap by place of submission. The same request may be in it twice, as in LazyQueue."""
+        self.requests: list[tuple[int, int, Request]] = []
+        """A heap by place of submission; a number makes entries unique, as a request has the place of the one that it
+        replaced. The same request may be in it twice, as in LazyQueue."""
         self.listed: Entry
         """Its entry in a heap, not behind its first request. Any other is void."""
 
@@ -136,7 +137,7 @@ class MultilevelFeedback:
         if not line.requests or seq < line.listed[0]:
             line.listed = (seq, next(_unique), flow)
             heappush(self._heaps[self._flows.level(flow)], line.listed)
-        heappush(line.requests, (seq, request))
+        heappush(line.requests, (seq, next(_unique), request))
         self._entries += 1
 
     def peek(self, now: int) -> Request | None:
@@ -171,7 +172,7 @@ class MultilevelFeedback:
         """The first living request of a line; the dead before it are dropped, and so is an empty line."""
         requests = line.requests
         while requests:
-            first = requests[0][1]
+            first = requests[0][2]
             if first.home is not None:
                 return first
             heappop(requests)
@@ -185,7 +186,7 @@ class MultilevelFeedback:
 
     def living(self) -> Iterable[Request]:
         entries = (entry for line in self._lines.values() for entry in line.requests)
-        return {request.seq: request for _, request in entries if request.home is not None}.values()
+        return {request.seq: request for *_, request in entries if request.home is not None}.values()
 
     def clear(self) -> None:
         self._lines.clear()

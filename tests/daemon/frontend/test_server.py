@@ -118,6 +118,7 @@ class Serving(Meeting):
         front_end.models.by_index[model.index] = model
         general = {name: knob.default for name, knob in KNOBS.items()}
         front_end._knobs = m.KnobValues(0, general, {}, {}, {})
+        front_end.users.set_knobs(general, {})
         front_end.scheduler.add_model(model.index, model.name, front_end._policy(model), idempotent=True)
         front_end.scheduler.add_worker(2, "cpu:0")
         front_end.scheduler.add_replica(0, 2, model.index)

@@ -70,6 +70,12 @@ def test_arenas_beyond_the_quota_are_refused_and_not_counted(users: Users) -> No
     assert user.arena_bytes == 40
 
 
+def test_the_names_of_a_user_have_its_policy(users: Users) -> None:
+    users.of(credentials(1))
+    assert users.of_tenant("1") == users.of_tenant("1/camera") == ("1", TenantPolicy("nightly"))
+    assert users.of_tenant("7/x") == ("7", TenantPolicy("default"))
+
+
 def test_users_that_hold_nothing_are_forgotten(users: Users) -> None:
     user = users.of(credentials(1))
     assert user.connect() is None
