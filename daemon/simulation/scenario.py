@@ -186,8 +186,11 @@ class Scenario:
 
 
 def of_trace(trace: Trace) -> Scenario:
-    """The trace by itself: its models, devices and knobs, and service times as they were measured."""
+    """The trace by itself: its models, devices and knobs, service times as they were measured. Raises ConfigError."""
     calibration = calibrate(trace)
+    for name in sorted({record.model for record in trace.records} - set(calibration.services)):
+        remedy = "the trace has no batch of it, so nobody knows how long one takes: give a scenario, too"
+        raise ConfigError("trace", f"models.{name}", None, remedy)
     knobs = {name: value for name, value in trace.header.knobs.items() if name in KNOBS}
     models = [
         ModelPlan(

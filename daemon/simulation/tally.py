@@ -139,7 +139,7 @@ class Tally:
 
     def close(self, now: int) -> None:
         """The simulation ended; without an end of its own, the window ends now."""
-        self.until_ns = min(self.until_ns, now)
+        self.until_ns = min(self.until_ns, max(now, self.from_ns + 1))
 
     @property
     def window_s(self) -> float:

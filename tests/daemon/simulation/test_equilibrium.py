@@ -105,7 +105,7 @@ def continuous(load: float, requests: int, **changes: object) -> Equilibrium:
     "queue",
     [
         three_classes(0.5, 1_500, warmup=200),
-        three_classes(0.8, 4_000),
+        pytest.param(three_classes(0.8, 4_000), marks=pytest.mark.full),
         pytest.param(three_classes(0.95, 25_000, **MOST), marks=pytest.mark.full),
     ],
     ids=lambda queue: str(queue.load),
@@ -118,7 +118,7 @@ def test_shortest_job_first_waits_as_cobham_says(queue: Equilibrium) -> None:
 @pytest.mark.parametrize(
     "queue",
     [
-        continuous(0.5, 1_500, warmup=200),
+        pytest.param(continuous(0.5, 1_500, warmup=200), marks=pytest.mark.full),
         continuous(0.8, 4_000),
         pytest.param(continuous(0.95, 25_000, **MOST), marks=pytest.mark.full),
     ],

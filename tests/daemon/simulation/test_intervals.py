@@ -6,7 +6,14 @@ from tensord.daemon.simulation.intervals import Estimate, controlled, estimate, 
 
 @pytest.mark.parametrize(
     ("freedom", "at_95", "at_99"),
-    [(1, 12.706, 63.657), (4, 2.776, 4.604), (5, 2.571, 4.032), (9, 2.262, 3.250), (30, 2.042, 2.750), (999, 1.962, 2.581)],
+    [
+        (1, 12.706, 63.657),
+        (4, 2.776, 4.604),
+        (5, 2.571, 4.032),
+        (9, 2.262, 3.250),
+        (30, 2.042, 2.750),
+        (999, 1.962, 2.581),
+    ],
 )
 def test_students_t_is_that_of_the_tables(freedom: int, at_95: float, at_99: float) -> None:
     assert student_t(freedom, 0.95) == pytest.approx(at_95, rel=5e-3)

@@ -39,7 +39,11 @@ def test_the_universal_law_says_where_more_replicas_harm() -> None:
 
 
 def test_the_universal_law_is_never_worse_than_amdahls_which_it_contains() -> None:
-    for per_s in ([1107.0, 2227, 3340, 4447, 6679, 8882, 12504, 12504], [5, 4, 3, 2, 1, 1, 1, 1], [1.0, 3, 2, 5, 4, 9, 1, 7]):
+    for per_s in (
+        [1107.0, 2227, 3340, 4447, 6679, 8882, 12504, 12504],
+        [5, 4, 3, 2, 1, 1, 1, 1],
+        [1.0, 3, 2, 5, 4, 9, 1, 7],
+    ):
         found = laws(per_s)
         assert found["USL"].r_squared >= found["Amdahl"].r_squared - 1e-9
 

@@ -11,7 +11,12 @@ def test_mm1_at_half_load_waits_as_long_as_it_serves() -> None:
 
 @pytest.mark.parametrize("load", [0.1, 0.5, 0.95])
 def test_little_holds(load: float) -> None:
-    queues = [theory.mm1(load, 1.0), theory.mg1(load, 1.0, 4.0), theory.mmc(load, 1.0, 2), theory.mg1_sjf(load, [1], [1])]
+    queues = [
+        theory.mm1(load, 1.0),
+        theory.mg1(load, 1.0, 4.0),
+        theory.mmc(load, 1.0, 2),
+        theory.mg1_sjf(load, [1], [1]),
+    ]
     assert [queue.length for queue in queues] == pytest.approx([load * queue.wait_s for queue in queues])
 
 

@@ -58,7 +58,11 @@ def test_what_one_thing_draws_does_not_move_another() -> None:
 
 def test_shares_are_kept() -> None:
     workload = Workload(
-        0, rate_per_s=1, rows=Choice([1, 8], [3, 1]), priorities=Choice([0, 2], [1, 1]), buckets=Choice(["s", "l"], [9, 1])
+        0,
+        rate_per_s=1,
+        rows=Choice([1, 8], [3, 1]),
+        priorities=Choice([0, 2], [1, 1]),
+        buckets=Choice(["s", "l"], [9, 1]),
     )
     rows, buckets, _, priorities, sessions, factors = zip(*islice(draws(workload, Shape(), SEED), 20_000), strict=True)
     assert rows.count(8) / 20_000 == pytest.approx(0.25, abs=0.02)
