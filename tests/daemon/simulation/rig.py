@@ -23,7 +23,6 @@ SERVICE_NS = 1_000_000
 
 YEAR_NS = 365 * 86_400 * 10**9
 UNBOUNDED: dict[str, Any] = {
-    "max_batch": 1,
     "queue_max": 10**9,
     "queue_rows_max": 10**12,
     "queue_bytes_max": 10**15,
@@ -54,6 +53,7 @@ class Equilibrium:
     square: float = 0.0
     """Mean of the squared service times in units of the mean's square; 0: that of the shape."""
     order: str = "fcfs"
+    max_batch: int = 1
     pipeline_depth: int = 1
     warmup: int = 600
     """Requests before those: many times the relaxation time, E[S]/(1−√ρ)²."""
@@ -83,7 +83,7 @@ class Equilibrium:
         return controlled(values, [each.controls for each in self.observations], confidence=0.99)
 
     def _replicate(self, number: int) -> Observation:
-        policy = ModelPolicy(**UNBOUNDED, order=self.order)
+        policy = ModelPolicy(**UNBOUNDED, order=self.order, max_batch=self.max_batch)
         service = Service(Line(0.0, self.row_ns), shape=self.shape)
         workload = Workload(0, rate_per_s=self.rate_per_s, rows=self.rows, deadline_ns=YEAR_NS)
         seed = (1, number)

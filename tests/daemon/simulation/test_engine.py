@@ -67,7 +67,7 @@ def test_first_come_first_served_is_lindleys_recursion(depth: int) -> None:
     """W' = max(0, W + S − A): D. V. Lindley, 1952. What waits in the worker's pipeline waits as well."""
     arrivals, rows = random_load(1, 3_000)
     made = (request(at, rows=many) for at, many in zip(arrivals, rows, strict=True))
-    tally = simulated(made, row_ns=US, depth=depth, **UNBOUNDED)
+    tally = simulated(made, row_ns=US, depth=depth, max_batch=1, **UNBOUNDED)
     expected, free_ns = [], 0
     for at, many in zip(arrivals, rows, strict=True):
         expected.append(max(0, free_ns - at))
@@ -78,7 +78,7 @@ def test_first_come_first_served_is_lindleys_recursion(depth: int) -> None:
 def test_shortest_job_first_takes_the_shortest_that_waits() -> None:
     arrivals, rows = random_load(2, 3_000)
     made = (request(at, rows=many) for at, many in zip(arrivals, rows, strict=True))
-    tally = simulated(made, row_ns=US, order="sjf", **UNBOUNDED)
+    tally = simulated(made, row_ns=US, order="sjf", max_batch=1, **UNBOUNDED)
     waiting: list[tuple[int, int]] = []
     expected, free_ns, come = [], 0, 0
     while come < len(arrivals) or waiting:

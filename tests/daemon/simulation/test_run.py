@@ -5,7 +5,7 @@ import pytest
 
 from tensord.daemon.simulation import theory
 from tensord.daemon.simulation.run import compare, simulate
-from tensord.daemon.simulation.scenario import Scenario, SettingPlan, load_scenario, of_trace
+from tensord.daemon.simulation.scenario import Knobs, Scenario, SettingPlan, load_scenario, of_trace
 
 from .test_replay import MS, ran, trace
 
@@ -73,7 +73,7 @@ def test_progress_is_told(scenario: Scenario) -> None:
 
 
 def test_a_workload_without_deadline_has_the_models_timeout(scenario: Scenario) -> None:
-    knobs = {"max_batch": 1, "timeout_ms": 1, "deadline_check": False}
+    knobs: Knobs = {"max_batch": 1, "timeout_ms": 1, "deadline_check": False}
     hurried = replace(scenario, settings=[SettingPlan("hurried", knobs, 1)])
     (summary,) = compare(hurried).settings
     assert summary.refused_per_s["DeadlineExceeded"].mean > 20

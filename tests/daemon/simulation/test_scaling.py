@@ -24,12 +24,13 @@ def test_the_universal_law_finds_what_made_the_figures(serial: float, coherency:
 
 def test_amdahl_finds_the_serial_part() -> None:
     law = laws([usl(n, 0.2, 0.0) for n in REPLICAS])["Amdahl"]
-    assert (law.serial, law.coherency, law.best) == (pytest.approx(0.2), 0.0, None)
+    assert law.serial == pytest.approx(0.2)
+    assert (law.coherency, law.best) == (0.0, None)
 
 
 def test_gustafson_finds_the_serial_part() -> None:
     law = laws([1_000 * (n - 0.3 * (n - 1)) for n in REPLICAS])["Gustafson"]
-    assert (law.serial, law.one_per_s) == (pytest.approx(0.3), pytest.approx(1_000))
+    assert [law.serial, law.one_per_s] == pytest.approx([0.3, 1_000])
     assert law.at(4) == pytest.approx(3_100)
 
 
@@ -41,7 +42,7 @@ def test_the_universal_law_says_where_more_replicas_harm() -> None:
 def test_the_universal_law_is_never_worse_than_amdahls_which_it_contains() -> None:
     for per_s in (
         [1107.0, 2227, 3340, 4447, 6679, 8882, 12504, 12504],
-        [5, 4, 3, 2, 1, 1, 1, 1],
+        [5.0, 4, 3, 2, 1, 1, 1, 1],
         [1.0, 3, 2, 5, 4, 9, 1, 7],
     ):
         found = laws(per_s)
