@@ -217,9 +217,12 @@ def parse_knobs(origin: str | None, section: str, knobs: Mapping[str, Any], mode
         if dot and model not in models:
             raise ConfigError(origin, key, value, f"there is no model {model}; {suggestion(model, models)}")
         try:
-            parsed[address] = find(name, value, scope=Scope.MODEL if dot else None).parse(value)
+            knob = find(name, value, scope=Scope.MODEL if dot else None)
+            parsed[address] = knob.parse(value)
         except KnobError as error:
             raise ConfigError(origin, key, error.value, error.remedy) from None
+        if knob.scope not in (Scope.MODEL, Scope.GLOBAL):
+            raise ConfigError(origin, key, value, f"this is a {knob.scope} knob, of which the simulation knows nothing")
     return parsed
 
 

@@ -1,14 +1,22 @@
+import io
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tensord.daemon.scheduling import ModelPolicy
-from tensord.daemon.simulation.engine import NEVER, Engine, SimulatedModel
+from tensord.daemon.scheduling import Batch, ModelPolicy
+from tensord.daemon.simulation.engine import NEVER, Device, Engine, Hop, SimulatedModel
 from tensord.daemon.simulation.replay import calibrate, replayed
+from tensord.daemon.simulation.service import Line, Service
+from tensord.daemon.simulation.shapes import Kind, Shape
+from tensord.daemon.simulation.sources import OpenSource, SimulatedRequest, source_of
 from tensord.daemon.simulation.tally import Tally
-from tensord.daemon.simulation.trace import Header, Record, Trace
+from tensord.daemon.simulation.trace import Header, Record, Recorder, Trace, read_trace
+from tensord.daemon.simulation.workload import Choice, Workload
 
 US, MS = 1_000, 1_000_000
 
@@ -84,3 +92,54 @@ def test_every_recorded_request_comes_again_at_its_time() -> None:
     assert (tally.arrived, tally.answered, tally.answered_rows, tally.waiting) == (300, 300, 600, 0)
     assert set(tally.tenants) == {"0", "1", "2"}
     assert tally.until_ns >= times[-1]
+
+
+class RecordingTally(Tally):
+    """Writes a trace, as the front end does."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(0, NEVER)
+        self._recorder = recorder
+
+    def answer(self, batch: Batch[SimulatedRequest], begun_ns: int, ended_ns: int, replied_ns: int) -> None:
+        super().answer(batch, begun_ns, ended_ns, replied_ns)
+        for each in batch.requests:
+            self._recorder.record(each, "m", replied_ns, batch=batch, compute_ns=ended_ns - begun_ns)
+
+
+def test_a_recorded_load_behaves_the_same_when_it_is_replayed(tmp_path: Path) -> None:
+    """Two devices of different speed, batches, a hop, a shape of the service times: all of it found in the trace."""
+    service = Service(Line(2 * MS, 0.5 * MS), shape=Shape(Kind.LOGNORMAL, 0.2))
+    workload = Workload(0, rate_per_s=1_500, rows=Choice([1, 4], [3.0, 1.0]))
+    devices = {1: Device("cpu:0"), 2: Device("cpu:1", 2.0)}
+    file = io.BytesIO()
+    recorder = Recorder(file, 0, 10**8, {}, {"m": {}}, {1: "cpu:0", 2: "cpu:1"})
+    live = RecordingTally(recorder)
+    requests = (request for request, _ in zip(endless(workload, service.shape), range(15_000), strict=False))
+    model = SimulatedModel("m", ModelPolicy(), service, [1, 2])
+    Engine([model], devices, [OpenSource(requests)], live, hop=Hop(latency_ns=80 * US)).run()
+    recorder.close()
+    path = tmp_path / "load.trace"
+    path.write_bytes(file.getvalue())
+    recorded = read_trace(path)
+
+    calibration = calibrate(recorded)
+    again = Tally(0, NEVER)
+    model = SimulatedModel("m", ModelPolicy(), calibration.services["m"], [1, 2])
+    source = replayed(recorded, ["m"], [calibration.services["m"]], (5, 0))
+    Engine([model], calibration.devices, [source], again, hop=calibration.hop).run()
+    assert calibration.hop.latency_ns == pytest.approx(80 * US, rel=0.05)
+    assert calibration.devices[2].speed / calibration.devices[1].speed == pytest.approx(2.0, rel=0.05)
+    before, after = np.array(live.times[0].responses), np.array(again.times[0].responses)
+    assert after.mean() == pytest.approx(before.mean(), rel=0.05)
+    assert np.quantile(after, 0.99) == pytest.approx(np.quantile(before, 0.99), rel=0.15)
+
+
+def endless(workload: Workload, shape: Shape) -> Iterator[SimulatedRequest]:
+    source = source_of(0, replace(workload, deadline_ns=10**10), shape, (1, 0))
+    (request,) = source.first()
+    while True:
+        yield request
+        following = source.after(request)
+        assert following is not None
+        request = following

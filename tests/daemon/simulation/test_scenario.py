@@ -125,6 +125,10 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
         (MODEL + 'shape = "empirical"\n' + WORKLOAD, "models.m.shape = 'empirical': only a trace has measured times"),
         (MODEL + "[models.m.knobs]\nmax_batch = 0\n" + WORKLOAD, "models.m.knobs.max_batch = 0: give a whole number"),
         (MODEL + "[models.m.buckets.b]\nrow_us = -1\n" + WORKLOAD, "models.m.buckets.b.row_us = -1: expected"),
+        (
+            MODEL + "[knobs]\nspin_us = 1\n" + WORKLOAD,
+            "knobs.spin_us = 1: this is a device knob, of which the simulation",
+        ),
         (MODEL + "[knobs]\nwindow = 1\n" + WORKLOAD, "knobs.window = 1: no such knob"),
         (MODEL + '[[workloads]]\nmodel = "n"\nrate_per_s = 1', "workloads.1.model = 'n': no such model"),
         (MODEL + '[[workloads]]\nmodel = "m"', "workloads.1.rate_per_s: an open loop needs a rate"),
