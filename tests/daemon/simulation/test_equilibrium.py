@@ -77,7 +77,7 @@ def test_the_wait_depends_on_the_variance_of_service_as_pollaczek_and_khinchine_
     [
         Equilibrium(0.5, 5_000, servers=2, **HALF),
         pytest.param(Equilibrium(0.8, 18_000, servers=3), marks=FULL),
-        pytest.param(Equilibrium(0.95, 25_000, servers=3, **MOST), marks=FULL),
+        pytest.param(Equilibrium(0.95, 40_000, servers=3, **MOST), marks=FULL),
     ],
     ids=lambda queue: f"{queue.load}-{queue.servers}",
 )
