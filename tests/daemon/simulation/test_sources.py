@@ -22,6 +22,7 @@ def test_an_open_source_gives_one_after_the_other() -> None:
     second = source.after(first)
     assert second is not None
     assert source.ended(first, 5, None) is None
+    assert not source.closed
     third = source.after(second)
     assert third is not None
     assert (first.sent_ns, second.sent_ns, third.sent_ns, source.after(third)) == (0, 1, 2, None)
