@@ -241,7 +241,7 @@ class ModelQueue:
             self.round = account.round
 
     def learn(self, now: int, batch: Batch[Any], device: str, compute_ns: int) -> None:
-        """A batch took `compute_ns` (above 0) of device time."""
+        """A batch took `compute_ns` (above 0) of device time: remember what it cost, and on whose account."""
         self.device_ns += compute_ns
         self.costs.learn(batch.bucket, device, batch.rows, compute_ns)
         if self.policy.order == "mlfq":

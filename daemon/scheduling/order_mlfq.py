@@ -92,21 +92,20 @@ class Flows:
             self.version += 1
 
 
+Entry = tuple[int, int, int]
+"""Of a line in a heap: place of submission, a number that makes the entry unique, and the flow."""
+
+
 class Line:
     """The requests of one flow in one queue."""
 
-    __slots__ = ("flow", "listed", "requests")
+    __slots__ = ("listed", "requests")
 
-    def __init__(self, flow: int) -> None:
-        self.flow = flow
+    def __init__(self) -> None:
         self.requests: list[tuple[int, Request]] = []
         """A heap by place of submission. The same request may be in it twice, as in LazyQueue."""
         self.listed: Entry
-        """Where it stands in a heap of lines, not behind its first request. Any other entry is void."""
-
-
-Entry = tuple[int, int, Line]
-"""Place of submission, a number that makes it unique, and the line."""
+        """Its entry in a heap, not behind its first request. Any other is void."""
 
 
 class MultilevelFeedback:
@@ -133,9 +132,9 @@ class MultilevelFeedback:
         flow, seq = request.flow, request.seq
         line = self._lines.get(flow)
         if line is None:
-            line = self._lines[flow] = Line(flow)
+            line = self._lines[flow] = Line()
         if not line.requests or seq < line.listed[0]:
-            line.listed = (seq, next(_unique), line)
+            line.listed = (seq, next(_unique), flow)
             heappush(self._heaps[self._flows.level(flow)], line.listed)
         heappush(line.requests, (seq, request))
         self._entries += 1
@@ -148,15 +147,19 @@ class MultilevelFeedback:
         for level, heap in enumerate(self._heaps):
             while heap:
                 entry = heap[0]
-                seq, _, line = entry
-                first = self._first(line) if entry is line.listed else None
+                seq, _, flow = entry
+                line = self._lines.get(flow)
+                if line is None or entry is not line.listed:
+                    heappop(heap)
+                    continue
+                first = self._first(flow, line)
                 if first is None:
                     heappop(heap)
                     continue
-                place = flows.level(line.flow)
+                place = flows.level(flow)
                 if first.seq == seq and place == level:
                     return first
-                line.listed = (first.seq, next(_unique), line)
+                line.listed = (first.seq, next(_unique), flow)
                 if place == level:
                     heapreplace(heap, line.listed)
                 else:
@@ -164,7 +167,7 @@ class MultilevelFeedback:
                     heappush(self._heaps[place], line.listed)
         return None
 
-    def _first(self, line: Line) -> Request | None:
+    def _first(self, flow: int, line: Line) -> Request | None:
         """The first living request of a line; the dead before it are dropped, and so is an empty line."""
         requests = line.requests
         while requests:
@@ -173,7 +176,7 @@ class MultilevelFeedback:
                 return first
             heappop(requests)
             self._entries -= 1
-        del self._lines[line.flow]
+        del self._lines[flow]
         return None
 
     def key(self, request: Request, now: int) -> float:
@@ -196,7 +199,7 @@ class MultilevelFeedback:
         self._heaps = [top, *([] for _ in range(self._flows.levels - 1))]
         for heap in lower:
             for entry in heap:
-                heappush(self._heaps[self._flows.level(entry[2].flow)], entry)
+                heappush(self._heaps[self._flows.level(entry[2])], entry)
         self._version = self._flows.version
 
     def _sweep(self) -> None:

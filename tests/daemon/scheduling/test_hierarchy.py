@@ -1,11 +1,12 @@
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from tensord.daemon.scheduling import Batch, GlobalPolicy, Request
+from tensord.daemon.scheduling.workers import Worker
 
-from .rig import MS, Rig, make
+from .rig import FAR_NS, MS, Rig, make
 
 
 def serve(
@@ -262,3 +263,24 @@ def test_a_busy_worker_does_not_keep_a_model_from_a_free_one() -> None:
     rig.submit(*(make(model=0) for _ in range(2)), *(make(model=1, priority=0) for _ in range(2)))
     placed = Counter((batch.worker, batch.model) for batch in rig.dispatch())
     assert placed == {(1, 0): 2, (2, 1): 2}
+
+
+def test_there_is_nothing_to_wake_for_while_the_aged_one_that_leads_waits_for_its_worker() -> None:
+    """The one that the order policy prefers could go to a free worker, but it is not its turn."""
+
+    class Sticky:
+        def choose(self, candidates: Sequence[Worker], request: Request) -> Worker | None:
+            return candidates[request.session]
+
+    rig = Rig()
+    rig.scheduler.set_global(GlobalPolicy(pipeline_depth=1, ageing_ns=10 * MS))
+    rig.scheduler.add_worker(2, "cpu:1")
+    rig.model(max_batch=2, order="sjf", workers=(1, 2))
+    rig.scheduler._models[0].balance = Sticky()
+    rig.submit(make(rows=2))
+    assert rig.only().worker == 1
+    rig.submit(make(rows=2))
+    rig.now = 10 * MS
+    rig.submit(make(session=1))
+    assert rig.dispatch() == []
+    assert rig.scheduler.wake_at() == FAR_NS

@@ -1,6 +1,7 @@
 """What holds for every order policy, and the three that sort by a number."""
 
 from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -288,7 +289,7 @@ def test_a_request_that_ran_under_another_order_is_predicted_when_it_comes_back(
 )
 @pytest.mark.parametrize("buckets", ["aa", "ab"])
 def test_the_preferred_request_leads_whichever_bucket_it_is_in(
-    name: str, better: dict[str, int], worse: dict[str, int], buckets: str
+    name: str, better: dict[str, Any], worse: dict[str, Any], buckets: str
 ) -> None:
     rig = Rig()
     rig.model(max_batch=4, order=name, mlfq_quantum_ns=MS)

@@ -1,9 +1,10 @@
 import dataclasses
+import heapq
 
 import pytest
 
 from tensord.daemon.scheduling import ModelPolicy, Request, order_mlfq
-from tensord.daemon.scheduling.order_mlfq import Flows, MultilevelFeedback
+from tensord.daemon.scheduling.order_mlfq import Entry, Flows, MultilevelFeedback
 
 from .rig import MS, Rig, make
 from .test_order import taken, waiting
@@ -111,6 +112,16 @@ def test_what_waits_of_a_flow_that_sinks_goes_behind_the_others(flows: Flows) ->
     assert taken(order) == light + heavy
 
 
+def test_a_request_that_comes_back_goes_before_what_came_later_of_other_flows(flows: Flows) -> None:
+    first, second, third = waiting(1, flow=1), waiting(2, flow=2), waiting(3, flow=1)
+    order = order_of(flows, first, second, third)
+    home, first.home = first.home, None
+    assert order.peek(0) is second
+    first.home = home
+    order.push(first)
+    assert taken(order) == [first, second, third]
+
+
 def test_a_boost_puts_all_back_in_order_of_submission(flows: Flows) -> None:
     requests = [waiting(seq, flow=seq % 3) for seq in range(9)]
     order = order_of(flows, *requests)
@@ -136,12 +147,16 @@ def test_a_boost_moves_no_more_entries_than_had_sunk(flows: Flows, monkeypatch: 
     first = order.peek(0)
     assert first is not None
     assert first.seq == 3
-    moves: list[int] = []
-    push = order_mlfq.heappush
-    monkeypatch.setattr(order_mlfq, "heappush", lambda heap, entry: (moves.append(1), push(heap, entry)))
+    moved = []
+
+    def push(heap: list[Entry], entry: Entry) -> None:
+        moved.append(entry)
+        heapq.heappush(heap, entry)
+
+    monkeypatch.setattr(order_mlfq, "heappush", push)
     first = order.peek(1_000)
     assert first is not None
-    assert (first.seq, len(moves)) == (0, 3)
+    assert (first.seq, len(moved)) == (0, 3)
 
 
 def test_dead_requests_behind_a_living_one_are_swept(flows: Flows) -> None:

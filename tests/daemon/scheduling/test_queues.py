@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tensord.daemon.scheduling import ModelPolicy, Request, RequestState
 from tensord.daemon.scheduling.lazy_queue import LazyQueue
 from tensord.daemon.scheduling.model import ModelQueue
+from tensord.daemon.scheduling.order import ORDER_POLICIES
 from tensord.daemon.scheduling.queues import TENANTS_KEPT, BucketQueue, Level
 from tensord.daemon.scheduling.tenants import QUANTUM_NS, Account
 from tensord.ipc.limits import BATCH_REQUESTS_MAX, PRIORITY_CLASSES
@@ -284,7 +285,9 @@ def test_an_emptied_bucket_keeps_a_few_tenants_and_no_request(bucket: BucketQueu
     assert take(bucket, 8) == [again]
 
 
-def test_an_emptied_bucket_holds_nobody(bucket: BucketQueue) -> None:
+@pytest.mark.parametrize("order", ORDER_POLICIES)
+def test_an_emptied_bucket_holds_nobody(bucket: BucketQueue, order: str) -> None:
+    bucket.model.set_policy(ModelPolicy(order=order))
     fields = {"model": 0, "bucket": "b", "priority": 1, "rows": 1, "arrival_ns": 0, "deadline_ns": FAR_NS}
     requests = [Watched(tenant=tenant, **fields) for tenant in "aab"]  # type: ignore[arg-type]
     watched = [weakref.ref(request) for request in requests]

@@ -6,8 +6,10 @@ import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, RequestState, Scheduler
+from tensord.daemon.scheduling.order import ORDER_POLICIES
 from tensord.ipc.errors import QueueFull, TensordError
 
+from .reference import place
 from .rig import FAR_NS, MS, make
 
 MODELS = (0, 1, 2)
@@ -21,6 +23,10 @@ policies = st.builds(
     queue_max=st.sampled_from([3, 1000]),
     weight=st.sampled_from([0.5, 1.0, 3.0]),
     retries=st.integers(0, 2),
+    order=st.sampled_from(list(ORDER_POLICIES)),
+    mlfq_levels=st.integers(2, 4),
+    mlfq_quantum_ns=st.sampled_from([1, MS, 20 * MS]),
+    mlfq_boost_ns=st.sampled_from([MS, 100 * MS]),
 )
 
 
@@ -29,7 +35,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0
         self.depth = 2
-        self.scheduler: Scheduler[Request] = Scheduler(GlobalPolicy(ageing_ns=10 * MS))
+        self.ageing_ns = 10 * MS
+        self.scheduler: Scheduler[Request] = Scheduler(GlobalPolicy(ageing_ns=self.ageing_ns))
         self.policies: dict[int, ModelPolicy] = {}
         self.submitted: list[Request] = []
         self.ended: Counter[Request] = Counter()
@@ -65,9 +72,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.sampled_from([0, 1, 1, 1, 2]),
         rows=st.sampled_from([1, 1, 1, 2, 3, 9]),
         patience_ns=st.sampled_from([0, MS, 30 * MS, FAR_NS, FAR_NS]),
+        flow=st.integers(0, 2),
     )
     def submit(
-        self, count: int, model: int, bucket: str, tenant: str, priority: int, rows: int, patience_ns: int
+        self, count: int, model: int, bucket: str, tenant: str, priority: int, rows: int, patience_ns: int, flow: int
     ) -> None:
         for _ in range(count):
             request = make(
@@ -78,6 +86,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 rows=rows,
                 arrival_ns=self.now,
                 deadline_ns=self.now + patience_ns,
+                flow=flow,
             )
             queued = self.queued(model)
             error = self.scheduler.submit(self.now, request)
@@ -117,13 +126,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(self.in_flight[batch.worker]) < self.depth
 
     def check_order(self, waiting: list[Request]) -> None:
-        """Of one model, tenant, class and bucket nobody was left behind by a later one."""
+        """Of one model, tenant, class and bucket nobody was left behind by one that should go later."""
         lines = defaultdict(list)
         for request in waiting:
             if not request.solo:
                 lines[request.model, request.tenant, request.priority, request.bucket].append(request)
-        for line in lines.values():
-            line.sort(key=lambda request: request.seq)
+        for (model, *_), line in lines.items():
+            order, level = self.policies[model].order, self.scheduler._models[model].flows.level
+            line.sort(key=lambda request: place(order, request, self.now, self.ageing_ns, level))
             kept = [one.state is RequestState.QUEUED for one in line if one.state is not RequestState.EXPIRED]
             assert kept == sorted(kept)
 
@@ -199,7 +209,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(depth=st.integers(1, 3), ageing_ns=st.sampled_from([0, MS, 10 * MS]))
     def set_global(self, depth: int, ageing_ns: int) -> None:
-        self.depth = depth
+        self.depth, self.ageing_ns = depth, ageing_ns
         self.scheduler.set_global(GlobalPolicy(depth, ageing_ns))
 
     @rule(model=st.sampled_from(MODELS))
