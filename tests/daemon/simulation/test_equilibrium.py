@@ -62,9 +62,9 @@ def test_first_come_first_served_waits_as_mm1_says(queue: Equilibrium) -> None:
     [
         Equilibrium(0.5, 2_000, LOGNORMAL, **HALF),
         Equilibrium(0.8, 6_000, LOGNORMAL),
-        pytest.param(Equilibrium(0.5, 9_000, HEAVY, **HALF), marks=FULL),
+        pytest.param(Equilibrium(0.5, 5_000, HEAVY, **HALF), marks=FULL),
         pytest.param(Equilibrium(0.8, 30_000, HEAVY), marks=FULL),
-        pytest.param(Equilibrium(0.95, 25_000, LOGNORMAL, **MOST), marks=FULL),
+        pytest.param(Equilibrium(0.95, 15_000, LOGNORMAL, **MOST), marks=FULL),
     ],
     ids=lambda queue: f"{queue.load}-{queue.shape.kind}",
 )
