@@ -32,7 +32,7 @@ EXAMPLES = examples(
 
 def simulate(
     scenario: Annotated[
-        Path | None, typer.Argument(metavar="[SCENARIO]", help="What to simulate, as TOML.", show_default=False)
+        Path | None, typer.Argument(metavar="SCENARIO", help="What to simulate, as TOML.", show_default=False)
     ] = None,
     trace: Annotated[
         Path | None,

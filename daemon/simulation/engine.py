@@ -100,8 +100,11 @@ class Engine:
                 self._expect(request)
         events = self._events
         while True:
-            event_ns = min(events[0][0], self._wake_ns) if events else self._wake_ns
-            now = max(event_ns, self._free_ns)
+            now = self._wake_ns
+            if events and events[0][0] < now:
+                now = events[0][0]
+            if now < self._free_ns:
+                now = self._free_ns
             if now >= until_ns:
                 break
             self._turn(now)
@@ -144,8 +147,9 @@ class Engine:
         for run in completed:
             self._reply(*run)
         for request, error in refused:
-            retry_ms = error.retry_after_ms or 0
-            self._expect(self._sources[request.workload].ended(request, self._free_ns, retry_ms * 1_000_000))
+            source = self._sources[request.workload]
+            if source.closed:
+                self._expect(source.ended(request, self._free_ns, (error.retry_after_ms or 0) * 1_000_000))
 
     def _submit(self, now: int, request: SimulatedRequest) -> TensordError | None:
         request.arrival_ns = now
@@ -179,4 +183,6 @@ class Engine:
         now = self._free_ns
         self._tally.answer(batch, begun_ns, ended_ns, now)
         for request in batch.requests:
-            self._expect(self._sources[request.workload].ended(request, now, None))
+            source = self._sources[request.workload]
+            if source.closed:
+                self._expect(source.ended(request, now, None))

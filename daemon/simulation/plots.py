@@ -109,10 +109,10 @@ def _bar(summary: Summary, errors: Sequence[str], y: float) -> Iterator[str]:
 
 
 def scaling_svg(scaling: Scaling) -> str:
-    """Measured throughput with its intervals, the three laws, and what no law allows: a straight line."""
+    """Measured throughput with its intervals, the three laws, and a straight line through the first."""
     most = scaling.replicas[-1]
-    ideal = scaling.laws[0].one_per_s
     measured = [each.mean for each in scaling.throughput_per_s]
+    ideal = measured[0] / scaling.replicas[0]
     top = max(measured) * 1.25
     step = round_step(top / TICKS)
     top = math.ceil(top / step) * step

@@ -186,8 +186,11 @@ class Scenario:
 
 
 def of_trace(trace: Trace) -> Scenario:
-    """The trace by itself: its models, devices and knobs, and service times as they were measured."""
+    """The trace by itself: its models, devices and knobs, service times as they were measured. Raises ConfigError."""
     calibration = calibrate(trace)
+    for name in sorted({record.model for record in trace.records} - set(calibration.services)):
+        remedy = "the trace has no batch of it, so nobody knows how long one takes: give a scenario, too"
+        raise ConfigError("trace", f"models.{name}", None, remedy)
     knobs = {name: value for name, value in trace.header.knobs.items() if name in KNOBS}
     models = [
         ModelPlan(
@@ -214,9 +217,12 @@ def parse_knobs(origin: str | None, section: str, knobs: Mapping[str, Any], mode
         if dot and model not in models:
             raise ConfigError(origin, key, value, f"there is no model {model}; {suggestion(model, models)}")
         try:
-            parsed[address] = find(name, value, scope=Scope.MODEL if dot else None).parse(value)
+            knob = find(name, value, scope=Scope.MODEL if dot else None)
+            parsed[address] = knob.parse(value)
         except KnobError as error:
             raise ConfigError(origin, key, error.value, error.remedy) from None
+        if knob.scope not in (Scope.MODEL, Scope.GLOBAL):
+            raise ConfigError(origin, key, value, f"this is a {knob.scope} knob, of which the simulation knows nothing")
     return parsed
 
 

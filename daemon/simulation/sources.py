@@ -33,6 +33,9 @@ class SimulatedRequest(Request):
 class Source(Protocol):
     """Makes requests. The engine asks for one after the other, so that few are in memory."""
 
+    closed: bool
+    """Whether an answer makes its client send another request; ended() is only called where it does."""
+
     def first(self) -> Iterable[SimulatedRequest]:
         """What is under way when time begins."""
 
@@ -45,6 +48,8 @@ class Source(Protocol):
 
 class OpenSource:
     """Requests that come whatever happens, in order of `sent_ns`."""
+
+    closed = False
 
     def __init__(self, requests: Iterator[SimulatedRequest]) -> None:
         self._requests = requests
@@ -62,6 +67,8 @@ class OpenSource:
 
 class ClosedSource:
     """Clients that wait for their answer, think, and ask again. They do not begin all at once, but after a thought."""
+
+    closed = True
 
     def __init__(self, clients: int, make: Callable[[int, int], SimulatedRequest], think_ns: Iterator[int]) -> None:
         self._clients = clients

@@ -32,6 +32,11 @@ class Usage:
     device_ns: float = 0.0
     """A batch's device time is shared out by rows."""
 
+    def add(self, requests: int, rows: int, device_ns: float) -> None:
+        self.requests += requests
+        self.rows += rows
+        self.device_ns += device_ns
+
 
 class Tally:
     """Counts what leaves within [from_ns, until_ns): in equilibrium that is as much, and the same, as what arrives.
@@ -114,7 +119,7 @@ class Tally:
         self.released[batch.reason] += 1
         self.answered += len(requests)
         self.answered_rows += batch.rows
-        self._use(self.models, batch.model, len(requests), batch.rows, service_ns)
+        _usage(self.models, batch.model).add(len(requests), batch.rows, service_ns)
         row_ns = service_ns / batch.rows
         for request in requests:
             times = self.times.get(request.workload)
@@ -126,20 +131,11 @@ class Tally:
             times.responses.append(replied_ns - sent_ns)
             if replied_ns <= request.deadline_ns:
                 self.in_time += 1
-            self._use(self.tenants, request.tenant, 1, request.rows, row_ns * request.rows)
-
-    @staticmethod
-    def _use(table: dict[T, Usage], key: T, requests: int, rows: int, device_ns: float) -> None:
-        usage = table.get(key)
-        if usage is None:
-            usage = table[key] = Usage()
-        usage.requests += requests
-        usage.rows += rows
-        usage.device_ns += device_ns
+            _usage(self.tenants, request.tenant).add(1, request.rows, row_ns * request.rows)
 
     def close(self, now: int) -> None:
         """The simulation ended; without an end of its own, the window ends now."""
-        self.until_ns = min(self.until_ns, now)
+        self.until_ns = min(self.until_ns, max(now, self.from_ns + 1))
 
     @property
     def window_s(self) -> float:
@@ -150,3 +146,10 @@ class Tally:
         """Requests that wait, on average over time."""
         waited_ns = self._waited_ns + self.waiting * self.until_ns - self._waiting_since_ns
         return waited_ns / (self.until_ns - self.from_ns)
+
+
+def _usage(table: dict[T, Usage], key: T) -> Usage:
+    usage = table.get(key)
+    if usage is None:
+        usage = table[key] = Usage()
+    return usage

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from typing import Any
@@ -23,7 +23,6 @@ SERVICE_NS = 1_000_000
 
 YEAR_NS = 365 * 86_400 * 10**9
 UNBOUNDED: dict[str, Any] = {
-    "max_batch": 1,
     "queue_max": 10**9,
     "queue_rows_max": 10**12,
     "queue_bytes_max": 10**15,
@@ -43,7 +42,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Equilibrium:
-    """A queue with Poisson arrivals at load ρ, observed in replications of `requests` each after a warm-up."""
+    """A queue with Poisson arrivals, observed in replications of about `requests` each, after a warm-up."""
 
     load: float
     requests: int
@@ -54,8 +53,10 @@ class Equilibrium:
     square: float = 0.0
     """Mean of the squared service times in units of the mean's square; 0: that of the shape."""
     order: str = "fcfs"
+    max_batch: int = 1
     pipeline_depth: int = 1
-    warmup: int = 1_500
+    warmup: int = 600
+    """Requests before those: many times the relaxation time, E[S]/(1−√ρ)²."""
     replications: int = 40
     blocks: tuple[int, ...] = (10, 100)
     """Lengths of the controls' blocks, in service times."""
@@ -82,10 +83,10 @@ class Equilibrium:
         return controlled(values, [each.controls for each in self.observations], confidence=0.99)
 
     def _replicate(self, number: int) -> Observation:
-        policy = ModelPolicy(**UNBOUNDED, order=self.order)
+        policy = ModelPolicy(**UNBOUNDED, order=self.order, max_batch=self.max_batch)
         service = Service(Line(0.0, self.row_ns), shape=self.shape)
         workload = Workload(0, rate_per_s=self.rate_per_s, rows=self.rows, deadline_ns=YEAR_NS)
-        seed = (20_260, number)
+        seed = (1, number)
         workers = range(1, self.servers + 1)
         from_ns = round(self.warmup / self.rate_per_s * 1e9)
         until_ns = from_ns + round(self.requests / self.rate_per_s * 1e9)
@@ -126,7 +127,3 @@ class Equilibrium:
             sums = np.bincount((times // (block * SERVICE_NS)).astype(int), work, count + 1)[:count]
             controls.append(float(np.square(sums - rate * block).mean()) / block - rate * square)
         return controls
-
-    def at(self, load: float, requests: int, **changes: Any) -> "Equilibrium":
-        """The same queue under another load."""
-        return replace(self, load=load, requests=requests, **changes)
