@@ -23,6 +23,7 @@ from tensord.ipc.wire import FrameType, decode_arena, encode_arena
 from .forms import FORMS_MAX, Form
 from .models import Model
 from .requests import InferRequest
+from .streams import Stream
 
 SEND_AGAIN_S: Final = 0.002
 """Between two looks whether the socket has room for a frame with a descriptor."""
@@ -45,7 +46,7 @@ class Owner(Protocol):
     """What this module needs of a connection."""
 
     closed: bool
-    transport: asyncio.Transport
+    stream: Stream
 
     def send(self, data: bytes) -> None: ...
     def send_error(self, request_id: int, error: TensordError) -> None: ...
@@ -102,20 +103,19 @@ class ClientArenas:
         self._owner.arena_answered()
 
     def _send_with_fd(self, data: bytes, fd: int) -> None:
-        """uvloop's transports cannot pass descriptors: write to the socket itself while nothing else waits there."""
+        """A descriptor goes with the first byte: write to the socket itself while nothing else waits there."""
         owner = self._owner
-        if owner.closed or owner.transport.is_closing():
+        if owner.closed or owner.stream.closing:
             os.close(fd)
             return
-        if owner.transport.get_write_buffer_size() == 0:
+        if not owner.stream.unsent_bytes:
             try:
-                with socket.socket(fileno=os.dup(owner.transport.get_extra_info("socket").fileno())) as duplicate:
-                    sent = socket.send_fds(duplicate, [data], [fd])
+                sent = socket.send_fds(owner.stream.sock, [data], [fd])
             except BlockingIOError:
                 pass
             except OSError:
                 os.close(fd)
-                owner.transport.abort()
+                owner.stream.abort()
                 return
             else:
                 os.close(fd)

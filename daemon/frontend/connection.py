@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 from tensord.ipc.errors import (
     BadFrame,
@@ -56,16 +56,13 @@ from .forms import Form
 from .ingest import RAGGED_SLAB, Ingest, Lease
 from .models import Model, Models
 from .requests import InferRequest
+from .streams import Peer, Stream, Streams
 
 UCRED: Final = struct.Struct("iII")
 
 TRACE: Final = int(Flags.TRACE)
 INFER_FRAME: Final = int(FrameType.INFER)
 """Plain integers: an enumeration's member costs a look-up and a slower comparison for every frame."""
-
-WRITE_BUFFER_HIGH_BYTES: Final = 1024 * 1024
-"""Bytes of replies that wait for a client before it is no longer read."""
-
 
 INGEST_RETRY_MS: Final = 50
 """When there may be room in the ingest arena again: some batches from now."""
@@ -118,8 +115,8 @@ class Host(Protocol):
     def return_arena(self, arena: ClientArena) -> None: ...
 
 
-class Connection(asyncio.BufferedProtocol):
-    """asyncio's protocol and the wire's frame sink in one."""
+class Connection(Peer):
+    """The stream's peer and the wire's frame sink in one."""
 
     __slots__ = (
         "_arriving",
@@ -142,14 +139,14 @@ class Connection(asyncio.BufferedProtocol):
         "in_flight_bytes",
         "progress_ns",
         "reader",
+        "stream",
         "tenant",
-        "transport",
         "uid",
     )
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.transport: asyncio.Transport
+        self.stream: Stream
         self.reader = FrameReader(self, host.scratch, REQUEST_META_BYTES_MAX)
         self.uid = -1
         self.tenant = ""
@@ -175,30 +172,29 @@ class Connection(asyncio.BufferedProtocol):
         self._frames = 0
         self._frames_seen = 0
 
-    # ── asyncio ─────────────────────────────────────────────────────────────────────────────────
+    # ── stream ──────────────────────────────────────────────────────────────────────────────────
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        sock = transport.get_extra_info("socket")
+    def start(self, streams: Streams, sock: socket.socket) -> None:
+        """A client has connected; the socket is the connection's now."""
+        self.stream = Stream(streams, sock, self)
         _, self.uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
         self.tenant = str(self.uid)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        self.transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES)
         self.host.watched.add(self)
         refusal = self.host.connection_opened(self)
         if refusal is not None:
             self.send_error(0, refusal)
-            transport.close()
+            self.stream.close()
 
-    def connection_lost(self, _exc: Exception | None) -> None:
+    def connection_lost(self) -> None:
         self.closed = True
         self.host.watched.discard(self)
         self._drop_arriving()
         self.host.connection_closed(self)
         self.arenas.detach_all()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self.reader.get_buffer(sizehint)
+    def get_buffer(self) -> memoryview:
+        return self.reader.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
@@ -219,7 +215,7 @@ class Connection(asyncio.BufferedProtocol):
         self._client_ended = True
         if self._said_close and (self.in_flight or self.arenas.wanted):
             return True
-        self.progress_ns = time.monotonic_ns()  # the transport closes when what is written has been taken
+        self.progress_ns = time.monotonic_ns()  # the stream closes when what is written has been taken
         self.host.watched.add(self)
         return False
 
@@ -237,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
         """Neither read nor begin a frame for this reason."""
         self.reader.halt()
         if not self._pauses and not self.closed:
-            self.transport.pause_reading()
+            self.stream.pause_reading()
         self._pauses |= reason
 
     def resume(self, reason: int) -> None:
@@ -250,14 +246,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_on(self) -> None:
         """First the frames that are here already, then the socket, unless there is a new reason not to."""
-        if self._pauses or self.closed or self.transport.is_closing():
+        if self._pauses or self.closed or self.stream.closing:
             return
         try:
             self.reader.go_on()
         except BadFrame as error:
             self._fail_stream(error)
-        if not self._pauses and not self.closed and not self.transport.is_closing():
-            self.transport.resume_reading()
+        if not self._pauses and not self.closed and not self.stream.closing:
+            self.stream.resume_reading()
 
     def _end_turn(self) -> None:
         """The others are next."""
@@ -273,14 +269,14 @@ class Connection(asyncio.BufferedProtocol):
     def check_stall(self, now_ns: int, hello_timeout_ns: int) -> None:
         """End the connection if it stands still where it should go on; leave the watched if there is no such place."""
         self._expire_arriving(now_ns)
-        unread_bytes = self.transport.get_write_buffer_size()
+        unread_bytes = self.stream.unsent_bytes
         if unread_bytes < self._unread_bytes or (unread_bytes and not self._unread_bytes):
             self.progress_ns = now_ns
         self._unread_bytes = unread_bytes
         still_ns = now_ns - self.progress_ns
-        if unread_bytes or self._ended_writing or self.transport.is_closing():
+        if unread_bytes or self._ended_writing or self.stream.closing:
             if still_ns > self.host.limits.stall_timeout_ns:
-                self.transport.abort()
+                self.stream.abort()
         elif self.reader.mid_frame and not self._pauses:
             if still_ns > self.host.limits.stall_timeout_ns:
                 self._fail_stream(BadFrame("half a frame, then silence"))
@@ -292,8 +288,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def send(self, data: bytes) -> None:
         """Write, unless the client is gone."""
-        if not self.closed and not self._ended_writing and not self.transport.is_closing():
-            self.transport.write(data)
+        if not self.closed and not self._ended_writing and not self.stream.closing:
+            self.stream.write(data)
             self.host.watched.add(self)  # until a sweep sees that it was taken
 
     def send_error(self, request_id: int, error: TensordError) -> None:
@@ -307,10 +303,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _close(self) -> None:
         """End the connection when the client has taken what is written; `check_stall` bounds how long that may last."""
-        if not self.closed and not self.transport.is_closing():
+        if not self.closed and not self.stream.closing:
             self.progress_ns = time.monotonic_ns()
             self.host.watched.add(self)
-            self.transport.close()
+            self.stream.close()
 
     def _drop_arriving(self) -> None:
         """The payload under way will never be complete."""
@@ -420,7 +416,7 @@ class Connection(asyncio.BufferedProtocol):
             self._ended_writing = True
             self.host.watched.add(self)
             self.progress_ns = time.monotonic_ns()
-            self.transport.write_eof()
+            self.stream.write_eof()
 
     # ── arenas ──────────────────────────────────────────────────────────────────────────────────
 

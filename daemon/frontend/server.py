@@ -44,6 +44,7 @@ from .ingest import Ingest
 from .models import Model, Models
 from .replies import result_frame, too_small
 from .requests import InferRequest, batch_message
+from .streams import Streams
 from .timer import Timer
 from .worker_port import WorkerPort
 
@@ -89,7 +90,7 @@ class FrontEnd:
         self._block: Block
         self._heartbeat: Heartbeat
         self._loop: asyncio.AbstractEventLoop
-        self._server: asyncio.Server
+        self._streams: Streams
         self._stopped: asyncio.Future[None]
         self._ports: dict[int, WorkerPort] = {}
         self._running: dict[int, Batch[InferRequest]] = {}
@@ -109,11 +110,12 @@ class FrontEnd:
         """Serve until the supervisor says stop or ends."""
         self._loop = asyncio.get_running_loop()
         self._stopped = self._loop.create_future()
+        self._streams = Streams(self._loop, self._turn_over)
         self._loop.add_reader(self.link.fileno(), self._receive)
         self._loop.add_reader(self._timer.fd, self._timer_fired)
         await self._stopped
         for connection in list(self._connections):
-            connection.transport.abort()
+            connection.stream.abort()
 
     def _set_up(self, setup: m.FrontendSetup, fds: list[int]) -> None:
         listener_fd, ingest_fd, statistics_fd = fds
@@ -129,12 +131,14 @@ class FrontEnd:
         self._listener = socket.socket(fileno=listener_fd)
         self._sweep()
 
-    async def _listen(self) -> None:
-        self._server = await self._loop.create_unix_server(
-            lambda: Connection(self), sock=self._listener, backlog=ACCEPT_BACKLOG
-        )
+    def _listen(self) -> None:
+        self._listener.listen(ACCEPT_BACKLOG)
+        self._streams.listen(self._listener, self._accepted)
         self._heartbeat.enter(Activity.IDLE, time.monotonic_ns())
         self._send(m.FrontendReady())
+
+    def _accepted(self, sock: socket.socket) -> None:
+        Connection(self).start(self._streams, sock)
 
     def _stop(self) -> None:
         if not self._stopped.done():
@@ -162,7 +166,7 @@ class FrontEnd:
             case m.FrontendSetup():
                 self._set_up(message, fds)
             case m.Listen():
-                self._task = self._loop.create_task(self._listen())
+                self._listen()
             case m.KnobValues():
                 self._apply_knobs(message)
             case m.ModelServed():
@@ -338,6 +342,11 @@ class FrontEnd:
             self._dispatch_wanted = True
             self._loop.call_soon(self._dispatch)
 
+    def _turn_over(self) -> None:
+        """All that had come was read."""
+        if self._dispatch_wanted:
+            self._dispatch()
+
     def _timer_fired(self) -> None:
         self._timer.fired()
         self._dispatch()
@@ -479,7 +488,7 @@ class FrontEnd:
         self._look_drained()
 
     def _look_drained(self) -> None:
-        unread = any(connection.transport.get_write_buffer_size() for connection in self._connections)
+        unread = any(connection.stream.unsent_bytes for connection in self._connections)
         if self._running or self.scheduler.queued or unread:
             self._loop.call_later(DRAIN_LOOK_S, self._look_drained)
         else:
