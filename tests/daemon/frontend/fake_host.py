@@ -19,6 +19,7 @@ from tensord.daemon.frontend.ingest import Ingest
 from tensord.daemon.frontend.models import Model, Models
 from tensord.daemon.frontend.replies import result_frame
 from tensord.daemon.frontend.requests import InferRequest
+from tensord.daemon.frontend.streams import Streams
 from tensord.daemon.messages import ModelServed
 from tensord.ipc.errors import TensordError
 from tensord.ipc.limits import HELLO_TIMEOUT_S, SOCKET_BUFFER_BYTES
@@ -225,7 +226,7 @@ class Client:
 
     def fill(self) -> int:
         """Write into the daemon's end, beside the connection, until its socket takes no more; the bytes."""
-        daemons_end = self.connection.transport.get_extra_info("socket").fileno()
+        daemons_end = self.connection.stream.sock.fileno()
         written = 0
         with socket.socket(fileno=os.dup(daemons_end)) as beside:
             beside.setblocking(False)
@@ -305,6 +306,7 @@ class Meeting:
     def __init__(self, host: FakeHost) -> None:
         self.host = host
         self._loop = uvloop.new_event_loop()
+        self._streams = Streams(self._loop, lambda: None)
         self._clients: list[Client] = []
         self.errors: list[dict[str, Any]] = []
         """What went wrong in the loop's callbacks."""
@@ -315,8 +317,8 @@ class Meeting:
         theirs, ours = socket.socketpair()
         theirs.setblocking(False)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        made = self._loop.connect_accepted_socket(lambda: Connection(self.host), ours)
-        _, connection = self._loop.run_until_complete(made)
+        connection = Connection(self.host)
+        self.within(lambda: connection.start(self._streams, ours))
         client = Client(self, theirs, connection)
         self._clients.append(client)
         return client
@@ -379,7 +381,7 @@ class Meeting:
         """End all of it."""
         for client in self._clients:
             client.close()
-            self.within(client.connection.transport.abort)
+            self.within(client.connection.stream.abort)
         self.settle()
         self._loop.close()
         assert not self.errors, self.errors
