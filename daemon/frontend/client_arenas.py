@@ -126,7 +126,7 @@ class ClientArenas:
 
     # ── forms ───────────────────────────────────────────────────────────────────────────────────
 
-    def form(self, model: Model, inputs: int, outputs: int, headers: memoryview) -> tuple[Form, bytes]:
+    def form(self, model: Model, inputs: int, outputs: int, headers: bytes) -> tuple[Form, bytes]:
         """The request's form, and the tensor headers of its result where these are known already. Raises ClientFault.
 
         Other than those of inline requests, forms that name an arena are this connection's own, and are
@@ -134,7 +134,7 @@ class ClientArenas:
         """
         if not self.by_number:
             return model.forms.form(model, inputs, outputs, headers, self.by_number), b""
-        key = (model.index, inputs, outputs, bytes(headers))
+        key = (model.index, inputs, outputs, headers)
         known = self._forms.get(key)
         if known is None:
             form = model.forms.form(model, inputs, outputs, headers, self.by_number)

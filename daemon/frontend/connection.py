@@ -38,6 +38,7 @@ from tensord.ipc.limits import (
 )
 from tensord.ipc.wire import (
     INFER,
+    INFER_BYTES,
     TRACE_BYTES,
     Flags,
     FrameReader,
@@ -59,6 +60,8 @@ from .requests import InferRequest
 from .streams import Peer, Stream, Streams
 
 UCRED: Final = struct.Struct("iII")
+
+_unpack_infer: Final = INFER.unpack_from
 
 TRACE: Final = int(Flags.TRACE)
 INFER_FRAME: Final = int(FrameType.INFER)
@@ -127,6 +130,7 @@ class Connection(Peer):
         "_handle_of",
         "_handles",
         "_pauses",
+        "_replies",
         "_said_close",
         "_turn_bytes",
         "_turn_frames",
@@ -166,6 +170,7 @@ class Connection(Peer):
         self._handles: dict[int, Model] = {}
         self._handle_of: dict[str, int] = {}
         self._arriving: InferRequest | None = None
+        self._replies: list[bytes | memoryview] = []
         self._pauses = 0
         self._turn_bytes = 0
         self._turn_frames = 0
@@ -291,6 +296,17 @@ class Connection(Peer):
         if not self.closed and not self._ended_writing and not self.stream.closing:
             self.stream.write(data)
             self.host.watched.add(self)  # until a sweep sees that it was taken
+
+    def reply(self, parts: Sequence[bytes | memoryview]) -> bool:
+        """Put a RESULT behind those that `send_replies` will send; True if it is the first."""
+        self._replies += parts
+        return len(self._replies) == len(parts)
+
+    def send_replies(self) -> None:
+        """Several replies to one client go out in one write."""
+        data = b"".join(self._replies)
+        self._replies.clear()
+        self.send(data)
 
     def send_error(self, request_id: int, error: TensordError) -> None:
         """The final answer of a request; with request id 0, a word about the connection."""
@@ -438,9 +454,10 @@ class Connection(Peer):
             raise DuplicateRequestId(request_id)
         if not request_id:
             raise BadRequest("request_id", "0", "count from 1: answers with id 0 are about the connection")
-        if len(meta) < INFER.size:
-            raise BadRequest("meta_bytes", str(len(meta)), f"INFER has at least {INFER.size}")
-        handle, priority, inputs, outputs, _, deadline_ns, session = INFER.unpack_from(meta)
+        head = bytes(meta)
+        if len(head) < INFER_BYTES:
+            raise BadRequest("meta_bytes", str(len(head)), f"INFER has at least {INFER_BYTES}")
+        handle, priority, inputs, outputs, _, deadline_ns, session = _unpack_infer(head)
         model = self._handles.get(handle)
         if model is None:
             raise UnknownHandle(handle)
@@ -448,7 +465,7 @@ class Connection(Peer):
             raise BadRequest("priority", str(priority), "use 0 (high), 1 (normal) or 2 (low)")
         if deadline_ns < 0:
             raise BadRequest("deadline_ns", str(deadline_ns), "use CLOCK_MONOTONIC in nanoseconds, or 0")
-        headers = meta[INFER.size + TRACE_BYTES :] if flags & TRACE else meta[INFER.size :]
+        headers = head[INFER_BYTES + TRACE_BYTES :] if flags & TRACE else head[INFER_BYTES:]
         form, result_headers = self.arenas.form(model, inputs, outputs, headers)
         self._check_limits(model, form, payload_bytes)
         deadline = deadline_ns or now + model.timeout_ns

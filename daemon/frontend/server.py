@@ -66,6 +66,8 @@ FAULT_COUNTERS: Final = {
     Fault.MODEL: Counter.FAILED_MODEL,
     Fault.DAEMON: Counter.FAILED_DAEMON,
 }
+QUEUE: Final = int(Phase.QUEUE)
+REQUEST: Final = int(Phase.REQUEST)
 RELEASE_COUNTERS: Final = {reason: Counter[f"RELEASED_{reason.name}"] for reason in ReleaseReason}
 
 Completed = tuple[Batch[InferRequest], int, TensordError | None]
@@ -377,7 +379,7 @@ class FrontEnd:
     def _reply(self, now: int, batch: Batch[InferRequest], compute_ns: int) -> None:
         """Send every request of a batch its result; several for one connection go out in one write."""
         block, index = self._block, batch.model
-        replies: dict[Connection, list[bytes | memoryview]] = {}
+        replying: list[Connection] = []
         answered: list[InferRequest] = []
         replied_bytes = 0
         for request in batch.requests:
@@ -387,19 +389,21 @@ class FrontEnd:
                 continue
             queue_ns = batch.released_ns - request.arrival_ns
             parts = result_frame(request, self.ingest_view, batch.rows, queue_ns, compute_ns)
-            replies.setdefault(request.connection, []).extend(parts)
+            if request.connection.reply(parts):
+                replying.append(request.connection)
             answered.append(request)
-            replied_bytes += sum(map(len, parts[2:]))
-            block.observe(index, Phase.QUEUE, queue_ns)
-        for connection, frames in replies.items():
-            connection.send(b"".join(frames))
+            replied_bytes += sum(map(len, parts[2:])) if request.data_sizes else request.form.reply_bytes
+            block.observe(index, QUEUE, queue_ns)
+        for connection in replying:
+            connection.send_replies()
         inline_bytes = arena_bytes = 0
         done = time.monotonic_ns()
         for request in answered:
             form = request.form
             inline_bytes += form.payload_bytes
-            arena_bytes += sum(place.nbytes for place in form.input_places)
-            block.observe(index, Phase.REQUEST, done - request.received_ns)
+            if form.input_places:
+                arena_bytes += sum([place.nbytes for place in form.input_places])
+            block.observe(index, REQUEST, done - request.received_ns)
             request.connection.finished(request)
         block.observe(index, Phase.REPLY, done - now, len(answered))
         block.count(index, Counter.SUCCEEDED, len(answered))
