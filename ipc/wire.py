@@ -196,6 +196,7 @@ class FrameReader:
         "_filled",
         "_halted",
         "_meta_bytes_max",
+        "_payload_start",
         "_remaining",
         "_scratch",
         "_sink",
@@ -212,6 +213,7 @@ class FrameReader:
         self._halted = False
         self.in_hand = 0
         """Bytes that follow the meta of the frame that is being started: with them its payload may be complete."""
+        self._payload_start = 0
         self._remaining = 0
         self._filled = 0
         self._destinations: list[memoryview] | None = None
@@ -246,6 +248,14 @@ class FrameReader:
         self._stash = b""
         self._cut(self._skip_or_fill(0, end) if self._remaining else 0, end)
 
+    def payload_in_hand(self, nbytes: int) -> memoryview:
+        """The payload of the frame that is being started, where `in_hand` says that all of it is here.
+
+        A sink that takes it returns None. Valid as long as the meta is.
+        """
+        assert nbytes <= self.in_hand
+        return self._scratch[self._payload_start : self._payload_start + nbytes]
+
     def halt(self) -> None:
         """Begin no further frame before `go_on`, however many are here. Until then nothing may be received."""
         self._halted = True
@@ -273,12 +283,14 @@ class FrameReader:
             if meta_end > end:
                 break
             self.in_hand = end - meta_end
+            self._payload_start = meta_end
             meta = scratch[meta_start:meta_end]
             destinations = sink.frame_started(frame_type, flags, request_id, meta, payload_bytes)
             position = meta_end
             if payload_bytes:
-                if destinations is not None and len(destinations) == 1 and payload_bytes <= end - position:
-                    destinations[0][:] = scratch[position : position + payload_bytes]  # small: all of it is here
+                if payload_bytes <= end - position and (destinations is None or len(destinations) == 1):
+                    if destinations is not None:
+                        destinations[0][:] = scratch[position : position + payload_bytes]  # small: all of it is here
                     position += payload_bytes
                     sink.frame_finished()
                     continue

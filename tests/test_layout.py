@@ -187,7 +187,7 @@ def files_of_the_package() -> set[str]:
     for directory, folders, names in os.walk(ROOT / "src" / "tensord", followlinks=True):
         folders[:] = [name for name in folders if name != "__pycache__"]
         here = Path(directory).relative_to(ROOT / "src")
-        files |= {str(here / name) for name in names if not name.endswith(".pyc")}
+        files |= {str(here / name) for name in names if not name.endswith((".pyc", ".so"))}
     return files
 
 
@@ -195,7 +195,7 @@ def files_of_the_package() -> set[str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
     """The wheel, built from a copy: what an earlier build left here must not get into it, nor this one's stay."""
     copy = tmp_path_factory.mktemp("wheel") / "tensord"
-    unwanted = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "tests", "benchmarks")
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so", "tests", "benchmarks")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=unwanted)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(copy / "dist"), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)

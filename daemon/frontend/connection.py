@@ -112,7 +112,7 @@ class Host(Protocol):
 
     def connection_opened(self, connection: "Connection") -> TensordError | None: ...
     def connection_closed(self, connection: "Connection") -> None: ...
-    def submit(self, request: InferRequest) -> None: ...
+    def submit(self, now: int, request: InferRequest) -> None: ...
     def cancel(self, request: InferRequest) -> None: ...
     def want_arena(self, connection: "Connection", request_id: int, nbytes: int) -> None: ...
     def return_arena(self, arena: ClientArena) -> None: ...
@@ -129,12 +129,15 @@ class Connection(Peer):
         "_frames_seen",
         "_handle_of",
         "_handles",
+        "_ingest_view",
+        "_limits",
         "_pauses",
         "_replies",
         "_said_close",
         "_turn_bytes",
         "_turn_frames",
         "_unread_bytes",
+        "_watched",
         "arenas",
         "closed",
         "greeted",
@@ -150,6 +153,8 @@ class Connection(Peer):
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self._limits, self._watched = host.limits, host.watched
+        self._ingest_view = host.ingest_view
         self.stream: Stream
         self.reader = FrameReader(self, host.scratch, REQUEST_META_BYTES_MAX)
         self.uid = -1
@@ -185,7 +190,7 @@ class Connection(Peer):
         _, self.uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
         self.tenant = str(self.uid)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        self.host.watched.add(self)
+        self._watched.add(self)
         refusal = self.host.connection_opened(self)
         if refusal is not None:
             self.send_error(0, refusal)
@@ -193,7 +198,7 @@ class Connection(Peer):
 
     def connection_lost(self) -> None:
         self.closed = True
-        self.host.watched.discard(self)
+        self._watched.discard(self)
         self._drop_arriving()
         self.host.connection_closed(self)
         self.arenas.detach_all()
@@ -210,9 +215,9 @@ class Connection(Peer):
         if self.reader.mid_frame and self._frames != self._frames_seen:  # one frame, however slowly fed, is one wait
             self._frames_seen = self._frames
             self.progress_ns = time.monotonic_ns()
-            self.host.watched.add(self)
+            self._watched.add(self)
         self._turn_bytes += nbytes
-        if self._turn_bytes > self.host.limits.read_budget_bytes:
+        if self._turn_bytes > self._limits.read_budget_bytes:
             self._end_turn()
 
     def eof_received(self) -> bool:
@@ -221,12 +226,12 @@ class Connection(Peer):
         if self._said_close and (self.in_flight or self.arenas.wanted):
             return True
         self.progress_ns = time.monotonic_ns()  # the stream closes when what is written has been taken
-        self.host.watched.add(self)
+        self._watched.add(self)
         return False
 
     def pause_writing(self) -> None:
         self.progress_ns = time.monotonic_ns()
-        self.host.watched.add(self)
+        self._watched.add(self)
         self.pause(Pause.UNREAD)
 
     def resume_writing(self) -> None:
@@ -280,22 +285,22 @@ class Connection(Peer):
         self._unread_bytes = unread_bytes
         still_ns = now_ns - self.progress_ns
         if unread_bytes or self._ended_writing or self.stream.closing:
-            if still_ns > self.host.limits.stall_timeout_ns:
+            if still_ns > self._limits.stall_timeout_ns:
                 self.stream.abort()
         elif self.reader.mid_frame and not self._pauses:
-            if still_ns > self.host.limits.stall_timeout_ns:
+            if still_ns > self._limits.stall_timeout_ns:
                 self._fail_stream(BadFrame("half a frame, then silence"))
         elif not self.greeted:
             if still_ns > hello_timeout_ns:
                 self._fail_stream(BadFrame("no HELLO"))
         elif not self.reader.mid_frame:
-            self.host.watched.discard(self)
+            self._watched.discard(self)
 
     def send(self, data: bytes) -> None:
         """Write, unless the client is gone."""
         if not self.closed and not self._ended_writing and not self.stream.closing:
             self.stream.write(data)
-            self.host.watched.add(self)  # until a sweep sees that it was taken
+            self._watched.add(self)  # until a sweep sees that it was taken
 
     def reply(self, parts: Sequence[bytes | memoryview]) -> bool:
         """Put a RESULT behind those that `send_replies` will send; True if it is the first."""
@@ -321,7 +326,7 @@ class Connection(Peer):
         """End the connection when the client has taken what is written; `check_stall` bounds how long that may last."""
         if not self.closed and not self.stream.closing:
             self.progress_ns = time.monotonic_ns()
-            self.host.watched.add(self)
+            self._watched.add(self)
             self.stream.close()
 
     def _drop_arriving(self) -> None:
@@ -360,13 +365,13 @@ class Connection(Peer):
         request, self._arriving = self._arriving, None
         if request is not None:
             self._arrived(request)
-            self._submit(request)
+            self._submit(request, time.monotonic_ns())
 
-    def _submit(self, request: InferRequest) -> None:
+    def _submit(self, request: InferRequest, now: int) -> None:
         """The request is complete. Only now may its bytes stop the reading: it would wait for itself before."""
-        if self.in_flight_bytes > self.host.limits.in_flight_bytes_max:
+        if self.in_flight_bytes > self._limits.in_flight_bytes_max:
             self.pause(Pause.IN_FLIGHT)
-        self.host.submit(request)
+        self.host.submit(now, request)
 
     def _control(self, frame_type: int, request_id: int, meta: memoryview) -> None:
         if not self.greeted:
@@ -430,14 +435,14 @@ class Connection(Peer):
                 self._close()
                 return
             self._ended_writing = True
-            self.host.watched.add(self)
+            self._watched.add(self)
             self.progress_ns = time.monotonic_ns()
             self.stream.write_eof()
 
     # ── arenas ──────────────────────────────────────────────────────────────────────────────────
 
     def _attach(self, request_id: int, meta: memoryview) -> None:
-        nbytes = self.arenas.want(meta, self.host.limits.arena_bytes_max, draining=self.host.draining)
+        nbytes = self.arenas.want(meta, self._limits.arena_bytes_max, draining=self.host.draining)
         self.host.want_arena(self, request_id, nbytes)
 
     def arena_answered(self) -> None:
@@ -479,15 +484,16 @@ class Connection(Peer):
             request.lease = self._lease(request)
         self.in_flight[request_id] = request
         self.in_flight_bytes += form.payload_bytes + form.reply_bytes
-        if not payload_bytes:
-            self._submit(request)
+        if payload_bytes <= self.reader.in_hand:  # small: all of it is here
+            self._take_payload(request, payload_bytes)
+            self._submit(request, now)
             return None
         self._arriving = request
         self.host.arriving_bytes += payload_bytes
         return self._destinations(request)
 
     def _check_limits(self, model: Model, form: Form, payload_bytes: int) -> None:
-        limits = self.host.limits
+        limits = self._limits
         if form.rows > model.rows_max:
             raise TooManyRows(model.name, form.rows, model.rows_max)
         if payload_bytes != form.payload_bytes:
@@ -534,9 +540,24 @@ class Connection(Peer):
             raise error
         return lease
 
+    def _take_payload(self, request: InferRequest, payload_bytes: int) -> None:
+        """Copy the payload, which is here, to where it belongs."""
+        if not payload_bytes:
+            return
+        form, view, payload = request.form, self._ingest_view, self.reader.payload_in_hand(payload_bytes)
+        if len(form.inline_inputs) == 1:
+            offset = request.inline_offset(0)
+            view[offset : offset + payload_bytes] = payload
+            return
+        start = 0
+        for destination in self._destinations(request):
+            stop = start + len(destination)
+            destination[:] = payload[start:stop]
+            start = stop
+
     def _destinations(self, request: InferRequest) -> list[memoryview]:
         """Where the payload belongs: one stretch per inline input."""
-        view, form = self.host.ingest_view, request.form
+        view, form = self._ingest_view, request.form
         destinations = []
         for position in range(len(form.inline_inputs)):
             offset = request.inline_offset(position)
@@ -554,7 +575,7 @@ class Connection(Peer):
             self.arenas.release(request)
         form = request.form
         self.in_flight_bytes -= form.payload_bytes + form.reply_bytes
-        if self._pauses & Pause.IN_FLIGHT and self.in_flight_bytes <= self.host.limits.in_flight_bytes_max:
+        if self._pauses & Pause.IN_FLIGHT and self.in_flight_bytes <= self._limits.in_flight_bytes_max:
             self.resume(Pause.IN_FLIGHT)
         if self._said_close:
             self._end_if_answered()

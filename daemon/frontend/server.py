@@ -321,9 +321,8 @@ class FrontEnd:
 
     # ── dispatch ────────────────────────────────────────────────────────────────────────────────
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, now: int, request: InferRequest) -> None:
         """A request has arrived whole."""
-        now = time.monotonic_ns()
         request.arrival_ns = now
         self._block.arrived(request.model, request.rows, now - request.received_ns)
         error = self.scheduler.submit(now, request)

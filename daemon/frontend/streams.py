@@ -72,6 +72,8 @@ class Stream:
         "_paused_writing",
         "_peer",
         "_reading",
+        "_receive_into",
+        "_send_some",
         "_streams",
         "_unsent",
         "_unsent_bytes",
@@ -86,6 +88,7 @@ class Stream:
         self.sock = sock
         self.closing = False
         """Nothing more is read, and nothing written but what waits; `connection_lost` is to come or has been."""
+        self._receive_into, self._send_some = sock.recv_into, sock.send
         self._streams = streams
         self._peer = peer
         self._reading = True
@@ -119,7 +122,7 @@ class Stream:
         while self._reading:
             buffer = self._peer.get_buffer()
             try:
-                nbytes = self.sock.recv_into(buffer)
+                nbytes = self._receive_into(buffer)
             except BlockingIOError:
                 return
             except OSError:
@@ -147,7 +150,7 @@ class Stream:
         sent = 0
         if not self._unsent:
             try:
-                sent = self.sock.send(data)
+                sent = self._send_some(data)
             except BlockingIOError:
                 pass
             except OSError:
@@ -178,7 +181,7 @@ class Stream:
         unsent = self._unsent
         while unsent:
             try:
-                sent = self.sock.send(unsent[0])
+                sent = self._send_some(unsent[0])
             except BlockingIOError:
                 break
             except OSError:
@@ -259,6 +262,11 @@ class Streams:
         self._epoll = select.epoll()
         self._by_fd: dict[int, Stream] = {}
         loop.add_reader(self._epoll.fileno(), self._turn)
+
+    def close(self) -> None:
+        """Watch nothing any more; the streams are over."""
+        self.loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
 
     def _turn(self) -> None:
         by_fd = self._by_fd

@@ -85,7 +85,7 @@ class FakeHost:
     def connection_closed(self, connection: Connection) -> None:
         self.closed.append(connection)
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, now: int, request: InferRequest) -> None:
         self.submitted.append(request)
 
     def cancel(self, request: InferRequest) -> None:
@@ -383,6 +383,7 @@ class Meeting:
             client.close()
             self.within(client.connection.stream.abort)
         self.settle()
+        self._streams.close()
         self._loop.close()
         assert not self.errors, self.errors
 

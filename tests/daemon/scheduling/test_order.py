@@ -1,13 +1,17 @@
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
+from tensord.daemon.scheduling import Request
 from tensord.daemon.scheduling.order import ORDER_POLICIES
 
+from .rig import make, tenant_queue
 
-def request(seq: int) -> Any:
-    return SimpleNamespace(seq=seq, home=object())
+HOME = tenant_queue()
+
+
+def request(seq: int) -> Request:
+    one = make()
+    one.seq, one.home = seq, HOME
+    return one
 
 
 def test_fcfs_is_known_by_name() -> None:
@@ -30,7 +34,7 @@ def test_a_request_that_comes_back_gets_its_old_place(name: str) -> None:
         order.push(one)
     first.home = None
     assert order.peek() is second
-    first.home = object()
+    first.home = HOME
     order.push(first)
     assert order.peek() is first
 
