@@ -301,6 +301,10 @@ class Streams:
         listener.setblocking(False)
         self.loop.add_reader(listener.fileno(), self._accept, listener, accepted)
 
+    def ignore(self, listener: socket.socket) -> None:
+        """Accept no more of its connections."""
+        self.loop.remove_reader(listener.fileno())
+
     def _accept(self, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             try:
@@ -308,7 +312,7 @@ class Streams:
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:  # full of descriptors: whoever waits here is not the one to lose its connection
-                self.loop.remove_reader(listener.fileno())
+                self.ignore(listener)
                 self.loop.call_later(ACCEPT_AGAIN_S, self.listen, listener, accepted)
                 return
             accepted(sock)

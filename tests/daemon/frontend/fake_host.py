@@ -306,11 +306,16 @@ class Meeting:
     def __init__(self, host: FakeHost) -> None:
         self.host = host
         self._loop = uvloop.new_event_loop()
-        self._streams = Streams(self._loop, lambda: None)
+        self.streams = Streams(self._loop, self._turn_over)
+        self.turns = 0
+        """Turns in which streams were looked at."""
         self._clients: list[Client] = []
         self.errors: list[dict[str, Any]] = []
         """What went wrong in the loop's callbacks."""
         self._loop.set_exception_handler(lambda _, context: self.errors.append(context))
+
+    def _turn_over(self) -> None:
+        self.turns += 1
 
     def connect(self) -> Client:
         """A client that has not said anything yet."""
@@ -318,7 +323,7 @@ class Meeting:
         theirs.setblocking(False)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         connection = Connection(self.host)
-        self.within(lambda: connection.start(self._streams, ours))
+        self.within(lambda: connection.start(self.streams, ours))
         client = Client(self, theirs, connection)
         self._clients.append(client)
         return client
@@ -383,7 +388,7 @@ class Meeting:
             client.close()
             self.within(client.connection.stream.abort)
         self.settle()
-        self._streams.close()
+        self.streams.close()
         self._loop.close()
         assert not self.errors, self.errors
 
