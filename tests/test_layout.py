@@ -157,6 +157,13 @@ def test_a_worker_pins_itself_before_torch_is_loaded() -> None:
     assert "torch" not in loaded_by("import tensord.daemon.worker.__main__")
 
 
+def test_no_compiled_module_is_older_than_its_source() -> None:
+    """Then it would run instead of what was edited: `make compiled`, or `make interpreted`."""
+    built = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.so")]
+    source = {path: path.parent / f"{path.name.partition('.')[0]}.py" for path in built}
+    assert [path.name for path in built if path.stat().st_mtime < source[path].stat().st_mtime] == []
+
+
 # ── packages and the wheel ──────────────────────────────────────────────────────────────────────
 
 
