@@ -6,7 +6,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +20,9 @@ from tensord.daemon.frontend.streams import Streams
 from tensord.daemon.frontend.worker_port import WorkerPort
 from tensord.daemon.knobs import KNOBS
 from tensord.daemon.messages import Link
+from tensord.daemon.scheduling import ModelPolicy
+from tensord.daemon.scheduling.model import ModelQueue
+from tensord.daemon.scheduling.request import Batch, ReleaseReason
 from tensord.daemon.supervisor.rings import Rings
 from tensord.daemon.worker.channel import Channel
 from tensord.ipc.descriptors import DONE, Kind, encode_done, encode_failed
@@ -47,8 +49,8 @@ class Meeting:
         rings.close()
         self.loop.add_reader(self.port.bell.fileno(), self.front_end._answered, self.port)
         self.front_end._ports[2] = self.port
-        batch: Any = SimpleNamespace(worker=3)
-        self.front_end._running[8] = batch  # which another worker has
+        queue = ModelQueue(0, "m", ModelPolicy(), idempotent=True)
+        self.front_end._running[8] = Batch(8, queue, None, 3, [], 0, ReleaseReason.FULL, 0, 0, 1)  # another worker's
         self.port.send(Kind.BATCH, b"a batch")
 
     def close(self) -> None:
