@@ -1,8 +1,8 @@
 """Stream sockets on an epoll of their own, which the event loop watches as one descriptor.
 
-uvloop's transports cost 12 µs for a small request, its read and its write: this costs 3. A turn of the loop takes
-the sockets that are ready in one system call, receives straight into the reader's buffers and sends at once; only what
-a socket does not take is kept, and goes when epoll says so.
+A turn of the loop takes the sockets that are ready in one system call, receives straight into the readers' buffers, and
+dispatches behind them. What is written is sent at once; only what a socket does not take is kept, and goes when epoll
+says so. A transport of the loop for each socket would cost a callback for each read and each write.
 """
 
 import select
