@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from .model import ModelQueue
@@ -19,6 +19,9 @@ class RequestState(IntEnum):
     EXPIRED = 4  # its deadline passed in the queue; expire() returns it, or has
     CANCELLED = 5  # cancel() removed it from the queue
     REFUSED = 6  # an error was returned for it: by submit(), or after it had been accepted
+
+
+_NEW: Final = RequestState.NEW
 
 
 class ReleaseReason(StrEnum):
@@ -95,7 +98,7 @@ class Request:
 
         self.predicted_ns = 0
         """Device time that it would take alone, as predicted when it was submitted, in nanoseconds."""
-        self.state = RequestState.NEW
+        self.state = _NEW
         self.seq = 0
         """Place in the order of submission over all models; kept when the request runs again."""
         self.attempts = 0

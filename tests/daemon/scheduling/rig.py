@@ -4,6 +4,10 @@ from collections.abc import Hashable
 from typing import Any
 
 from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, Scheduler
+from tensord.daemon.scheduling.model import ModelQueue
+from tensord.daemon.scheduling.order import Fcfs
+from tensord.daemon.scheduling.queues import BucketQueue, TenantQueue
+from tensord.daemon.scheduling.tenants import Account
 
 MS = 1_000_000
 FAR_NS = 10**15
@@ -33,6 +37,12 @@ def make(
         session=session,
         flow=flow,
     )
+
+
+def tenant_queue() -> TenantQueue:
+    """A tenant's queue by itself: a home for requests."""
+    level = BucketQueue(ModelQueue(0, "m0", ModelPolicy(), idempotent=True), "b").levels[1]
+    return TenantQueue(level, "t", Account(0), Fcfs())
 
 
 class Rig:
