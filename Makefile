@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-full lint format docs train clean
+.PHONY: demo test test-full lint format compiled interpreted docs train clean
 
 demo: $(VENV)/server-installed  ## Start a daemon, watch it read handwritten digits, serve until Ctrl-C
 	$(BIN)/tensord demo
@@ -26,13 +26,19 @@ format: $(VENV)/dev-installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+compiled: $(VENV)/dev-installed  ## Compile what every request passes, beside its sources: again after each change of them
+	TENSORD_COMPILED=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+interpreted:  ## Undo that
+	find ipc daemon src -name '*.so' -delete
+
 docs: $(VENV)/dev-installed  ## Regenerate the pages that tests compare
 	$(BIN)/python -m tensord.daemon.knobs > docs/reference/knobs.md
 
 train: $(VENV)/dev-installed  ## Train the demo model again
 	$(BIN)/python examples/train_digits.py --output configs/models/digits/1 --images configs/images/digits
 
-clean:
+clean: interpreted
 	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:

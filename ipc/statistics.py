@@ -183,7 +183,7 @@ class Block:
         words[Word.MODELS] = models_max
         return cls(view)
 
-    def count(self, model: int, counter: Counter, amount: int = 1) -> None:
+    def count(self, model: int, counter: int, amount: int = 1) -> None:
         """Add to a counter of the model with this index."""
         self.words[WORDS + model * MODEL_WORDS + counter] += amount
 
@@ -191,7 +191,7 @@ class Block:
         """Set a counter that goes up and down."""
         self.words[WORDS + model * MODEL_WORDS + counter] = value
 
-    def observe(self, model: int, phase: Phase, duration_ns: int, times: int = 1) -> None:
+    def observe(self, model: int, phase: int, duration_ns: int, times: int = 1) -> None:
         """Add a duration to a histogram, `times` times."""
         self.words[WORDS + model * MODEL_WORDS + COUNTERS + phase * BUCKETS + bucket_of(duration_ns)] += times
 

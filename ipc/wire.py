@@ -90,7 +90,8 @@ class Lane(IntEnum):
 
 
 HEADER = struct.Struct("<HBBIQQ")
-assert HEADER.size == 24
+HEADER_BYTES: Final = 24
+assert HEADER.size == HEADER_BYTES
 
 # HELLO     version_min u16 │ version_max u16 │ tenant_bytes u16 │ reserved u16 │ tenant (UTF-8)
 HELLO = struct.Struct("<HHHH")
@@ -124,7 +125,8 @@ assert ARENA.size == 16
 # INFER     handle u32 │ priority u8 │ inputs u8 │ outputs u8 │ reserved u8 │ deadline_ns i64 │ session u64
 #           [trace 24] │ inputs × tensor header │ outputs × tensor header (lane ARENA only, ndim 0)
 INFER = struct.Struct("<IBBBBqQ")
-assert INFER.size == 24
+INFER_BYTES: Final = 24
+assert INFER.size == INFER_BYTES
 assert HEADER.size + INFER.size <= 64
 TRACE_BYTES: Final = 24
 
@@ -135,7 +137,8 @@ assert TENSOR.size == 24
 # RESULT    version u32 │ batch_rows u32 │ queue_us u32 │ compute_us u32 │ outputs u16 │ reserved u16 │ reserved u32
 #           outputs × tensor header
 RESULT = struct.Struct("<IIIIHHI")
-assert RESULT.size == 24
+RESULT_BYTES: Final = 24
+assert RESULT.size == RESULT_BYTES
 
 # ERROR     code u16 │ retry u8 │ reserved u8 │ retry_after_ms u32 (0xFFFFFFFF: unknown) │ text_bytes u32
 #           data_bytes u32
@@ -176,6 +179,9 @@ class FrameSink(Protocol):
         """The payload of the frame that started last is complete (also called when it was skipped)."""
 
 
+_unpack_header: Final = HEADER.unpack_from
+
+
 class FrameReader:
     """Cuts a stream into frames; shaped like asyncio's BufferedProtocol.
 
@@ -191,6 +197,7 @@ class FrameReader:
         "_filled",
         "_halted",
         "_meta_bytes_max",
+        "_payload_start",
         "_remaining",
         "_scratch",
         "_sink",
@@ -207,6 +214,7 @@ class FrameReader:
         self._halted = False
         self.in_hand = 0
         """Bytes that follow the meta of the frame that is being started: with them its payload may be complete."""
+        self._payload_start = 0
         self._remaining = 0
         self._filled = 0
         self._destinations: list[memoryview] | None = None
@@ -220,10 +228,11 @@ class FrameReader:
         """Where the next bytes of the stream belong. Never empty."""
         if self._remaining and self._destinations:
             return self._destinations[0][self._filled :]
+        if not self._stash:
+            return self._scratch
         stash_bytes = len(self._stash)
-        if stash_bytes:
-            self._ensure_scratch(stash_bytes)
-            self._scratch[:stash_bytes] = self._stash
+        self._ensure_scratch(stash_bytes)
+        self._scratch[:stash_bytes] = self._stash
         return self._scratch[stash_bytes:]
 
     def _ensure_scratch(self, stash_bytes: int) -> None:
@@ -240,6 +249,14 @@ class FrameReader:
         self._stash = b""
         self._cut(self._skip_or_fill(0, end) if self._remaining else 0, end)
 
+    def payload_in_hand(self, nbytes: int) -> memoryview:
+        """The payload of the frame that is being started, where `in_hand` says that all of it is here.
+
+        A sink that takes it returns None. Valid as long as the meta is.
+        """
+        assert nbytes <= self.in_hand
+        return self._scratch[self._payload_start : self._payload_start + nbytes]
+
     def halt(self) -> None:
         """Begin no further frame before `go_on`, however many are here. Until then nothing may be received."""
         self._halted = True
@@ -253,29 +270,30 @@ class FrameReader:
 
     def _cut(self, position: int, end: int) -> None:
         """Start the frames that lie in the scratch buffer; keep what is left for later."""
-        scratch = self._scratch
-        header_bytes = HEADER.size
-        started, finished = self._sink.frame_started, self._sink.frame_finished
-        while end - position >= header_bytes and not self._halted:
-            magic, frame_type, flags, meta_bytes, request_id, payload_bytes = HEADER.unpack_from(scratch, position)
+        scratch, sink = self._scratch, self._sink
+        while end - position >= HEADER_BYTES and not self._halted:
+            magic, frame_type, flags, meta_bytes, request_id, payload_bytes = _unpack_header(scratch, position)
             if magic != MAGIC:
                 raise BadFrame(f"magic is {magic:#06x}, not {MAGIC:#06x}")
             if meta_bytes > self._meta_bytes_max:
                 raise BadFrame(f"meta_bytes is {meta_bytes}, at most {self._meta_bytes_max}")
             if payload_bytes > PAYLOAD_BYTES_MAX:
                 raise BadFrame(f"payload_bytes is {payload_bytes}, at most {PAYLOAD_BYTES_MAX}")
-            meta_start = position + header_bytes
+            meta_start = position + HEADER_BYTES
             meta_end = meta_start + meta_bytes
             if meta_end > end:
                 break
             self.in_hand = end - meta_end
-            destinations = started(frame_type, flags, request_id, scratch[meta_start:meta_end], payload_bytes)
+            self._payload_start = meta_end
+            meta = scratch[meta_start:meta_end]
+            destinations = sink.frame_started(frame_type, flags, request_id, meta, payload_bytes)
             position = meta_end
             if payload_bytes:
-                if destinations is not None and len(destinations) == 1 and payload_bytes <= end - position:
-                    destinations[0][:] = scratch[position : position + payload_bytes]  # small: all of it is here
+                if payload_bytes <= end - position and (destinations is None or len(destinations) == 1):
+                    if destinations is not None:
+                        destinations[0][:] = scratch[position : position + payload_bytes]  # small: all of it is here
                     position += payload_bytes
-                    finished()
+                    sink.frame_finished()
                     continue
                 self._remaining = payload_bytes
                 self._filled = 0

@@ -162,6 +162,13 @@ def test_a_worker_pins_itself_before_torch_is_loaded() -> None:
     assert "torch" not in loaded_by("import tensord.daemon.worker.__main__")
 
 
+def test_no_compiled_module_is_older_than_its_source() -> None:
+    """Then it would run instead of what was edited: `make compiled`, or `make interpreted`."""
+    built = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.so")]
+    source = {path: path.parent / f"{path.name.partition('.')[0]}.py" for path in built}
+    assert [path.name for path in built if path.stat().st_mtime < source[path].stat().st_mtime] == []
+
+
 # ── packages and the wheel ──────────────────────────────────────────────────────────────────────
 
 
@@ -192,7 +199,7 @@ def files_of_the_package() -> set[str]:
     for directory, folders, names in os.walk(ROOT / "src" / "tensord", followlinks=True):
         folders[:] = [name for name in folders if name != "__pycache__"]
         here = Path(directory).relative_to(ROOT / "src")
-        files |= {str(here / name) for name in names if not name.endswith(".pyc")}
+        files |= {str(here / name) for name in names if not name.endswith((".pyc", ".so"))}
     return files
 
 
@@ -200,7 +207,7 @@ def files_of_the_package() -> set[str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
     """The wheel, built from a copy: what an earlier build left here must not get into it, nor this one's stay."""
     copy = tmp_path_factory.mktemp("wheel") / "tensord"
-    unwanted = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "tests", "benchmarks")
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so", "tests", "benchmarks")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=unwanted)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(copy / "dist"), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)

@@ -23,6 +23,7 @@ from tensord.ipc.wire import FrameType, decode_arena, encode_arena
 from .forms import FORMS_MAX, Form
 from .models import Model
 from .requests import InferRequest
+from .streams import Stream
 from .users import User
 
 SEND_AGAIN_S: Final = 0.002
@@ -48,7 +49,7 @@ class Owner(Protocol):
     """What this module needs of a connection."""
 
     closed: bool
-    transport: asyncio.Transport
+    stream: Stream
     user: User
 
     def send(self, data: bytes) -> None: ...
@@ -106,20 +107,19 @@ class ClientArenas:
         self._owner.arena_answered()
 
     def _send_with_fd(self, data: bytes, fd: int) -> None:
-        """uvloop's transports cannot pass descriptors: write to the socket itself while nothing else waits there."""
+        """A descriptor goes with the first byte: write to the socket itself while nothing else waits there."""
         owner = self._owner
-        if owner.closed or owner.transport.is_closing():
+        if owner.closed or owner.stream.closing:
             os.close(fd)
             return
-        if owner.transport.get_write_buffer_size() == 0:
+        if not owner.stream.unsent_bytes:
             try:
-                with socket.socket(fileno=os.dup(owner.transport.get_extra_info("socket").fileno())) as duplicate:
-                    sent = socket.send_fds(duplicate, [data], [fd])
+                sent = socket.send_fds(owner.stream.sock, [data], [fd])
             except BlockingIOError:
                 pass
             except OSError:
                 os.close(fd)
-                owner.transport.abort()
+                owner.stream.abort()
                 return
             else:
                 os.close(fd)
@@ -130,7 +130,7 @@ class ClientArenas:
 
     # ── forms ───────────────────────────────────────────────────────────────────────────────────
 
-    def form(self, model: Model, inputs: int, outputs: int, headers: memoryview) -> tuple[Form, bytes]:
+    def form(self, model: Model, inputs: int, outputs: int, headers: bytes) -> tuple[Form, bytes]:
         """The request's form, and the tensor headers of its result where these are known already. Raises ClientFault.
 
         Other than those of inline requests, forms that name an arena are this connection's own, and are
@@ -138,7 +138,7 @@ class ClientArenas:
         """
         if not self.by_number:
             return model.forms.form(model, inputs, outputs, headers, self.by_number), b""
-        key = (model.index, inputs, outputs, bytes(headers))
+        key = (model.index, inputs, outputs, headers)
         known = self._forms.get(key)
         if known is None:
             form = model.forms.form(model, inputs, outputs, headers, self.by_number)

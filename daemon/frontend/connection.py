@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import count
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 from tensord.ipc.errors import (
     BadFrame,
@@ -39,6 +39,7 @@ from tensord.ipc.limits import (
 )
 from tensord.ipc.wire import (
     INFER,
+    INFER_BYTES,
     LATEST_NEEDS_SESSION,
     TRACE_BYTES,
     Flags,
@@ -58,19 +59,18 @@ from .forms import Form
 from .ingest import RAGGED_SLAB, Ingest, Lease
 from .models import Model, Models
 from .requests import InferRequest
+from .streams import Peer, Stream, Streams
 from .users import Credentials, User, Users
 
 _flows = count(1)
 """Each connection is a flow of its own, for as long as its requests are in no session."""
 
+_unpack_infer: Final = INFER.unpack_from
+
 TRACE: Final = int(Flags.TRACE)
 LATEST: Final = int(Flags.LATEST)
 INFER_FRAME: Final = int(FrameType.INFER)
 """Plain integers: an enumeration's member costs a look-up and a slower comparison for every frame."""
-
-WRITE_BUFFER_HIGH_BYTES: Final = 1024 * 1024
-"""Bytes of replies that wait for a client before it is no longer read."""
-
 
 INGEST_RETRY_MS: Final = 50
 """When there may be room in the ingest arena again: some batches from now."""
@@ -119,14 +119,14 @@ class Host(Protocol):
     def connection_opened(self, connection: "Connection") -> TensordError | None: ...
     def connection_closed(self, connection: "Connection") -> None: ...
     def count_refused(self, model: Model) -> None: ...
-    def submit(self, request: InferRequest) -> None: ...
+    def submit(self, now: int, request: InferRequest) -> None: ...
     def cancel(self, request: InferRequest) -> None: ...
     def want_arena(self, connection: "Connection", request_id: int, nbytes: int) -> None: ...
     def return_arena(self, arena: ClientArena) -> None: ...
 
 
-class Connection(asyncio.BufferedProtocol):
-    """asyncio's protocol and the wire's frame sink in one."""
+class Connection(Peer):
+    """The stream's peer and the wire's frame sink in one."""
 
     __slots__ = (
         "_arriving",
@@ -136,11 +136,15 @@ class Connection(asyncio.BufferedProtocol):
         "_frames_seen",
         "_handle_of",
         "_handles",
+        "_ingest_view",
+        "_limits",
         "_pauses",
+        "_replies",
         "_said_close",
         "_turn_bytes",
         "_turn_frames",
         "_unread_bytes",
+        "_watched",
         "arenas",
         "closed",
         "credentials",
@@ -151,14 +155,16 @@ class Connection(asyncio.BufferedProtocol):
         "in_flight_bytes",
         "progress_ns",
         "reader",
+        "stream",
         "tenant",
-        "transport",
         "user",
     )
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.transport: asyncio.Transport
+        self._limits, self._watched = host.limits, host.watched
+        self._ingest_view = host.ingest_view
+        self.stream: Stream
         self.reader = FrameReader(self, host.scratch, REQUEST_META_BYTES_MAX)
         self.credentials: Credentials
         self.user: User
@@ -181,37 +187,37 @@ class Connection(asyncio.BufferedProtocol):
         self._handles: dict[int, Model] = {}
         self._handle_of: dict[str, int] = {}
         self._arriving: InferRequest | None = None
+        self._replies: list[bytes | memoryview] = []
         self._pauses = 0
         self._turn_bytes = 0
         self._turn_frames = 0
         self._frames = 0
         self._frames_seen = 0
 
-    # ── asyncio ─────────────────────────────────────────────────────────────────────────────────
+    # ── stream ──────────────────────────────────────────────────────────────────────────────────
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        sock = transport.get_extra_info("socket")
+    def start(self, streams: Streams, sock: socket.socket) -> None:
+        """A client has connected; the socket is the connection's now."""
+        self.stream = Stream(streams, sock, self)
         self.credentials = Credentials.of(sock)
         self.user = self.host.users.of(self.credentials)
         self.tenant = self.user.name
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        self.transport.set_write_buffer_limits(high=WRITE_BUFFER_HIGH_BYTES)
-        self.host.watched.add(self)
+        self._watched.add(self)
         refusal = self.host.connection_opened(self)
         if refusal is not None:
             self.send_error(0, refusal)
-            transport.close()
+            self.stream.close()
 
-    def connection_lost(self, _exc: Exception | None) -> None:
+    def connection_lost(self) -> None:
         self.closed = True
-        self.host.watched.discard(self)
+        self._watched.discard(self)
         self._drop_arriving()
         self.host.connection_closed(self)
         self.arenas.detach_all()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self.reader.get_buffer(sizehint)
+    def get_buffer(self) -> memoryview:
+        return self.reader.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
@@ -222,9 +228,9 @@ class Connection(asyncio.BufferedProtocol):
         if self.reader.mid_frame and self._frames != self._frames_seen:  # one frame, however slowly fed, is one wait
             self._frames_seen = self._frames
             self.progress_ns = time.monotonic_ns()
-            self.host.watched.add(self)
+            self._watched.add(self)
         self._turn_bytes += nbytes
-        if self._turn_bytes > self.host.limits.read_budget_bytes:
+        if self._turn_bytes > self._limits.read_budget_bytes:
             self._end_turn()
 
     def eof_received(self) -> bool:
@@ -232,13 +238,13 @@ class Connection(asyncio.BufferedProtocol):
         self._client_ended = True
         if self._said_close and (self.in_flight or self.arenas.wanted):
             return True
-        self.progress_ns = time.monotonic_ns()  # the transport closes when what is written has been taken
-        self.host.watched.add(self)
+        self.progress_ns = time.monotonic_ns()  # the stream closes when what is written has been taken
+        self._watched.add(self)
         return False
 
     def pause_writing(self) -> None:
         self.progress_ns = time.monotonic_ns()
-        self.host.watched.add(self)
+        self._watched.add(self)
         self.pause(Pause.UNREAD)
 
     def resume_writing(self) -> None:
@@ -250,7 +256,7 @@ class Connection(asyncio.BufferedProtocol):
         """Neither read nor begin a frame for this reason."""
         self.reader.halt()
         if not self._pauses and not self.closed:
-            self.transport.pause_reading()
+            self.stream.pause_reading()
         self._pauses |= reason
 
     def resume(self, reason: int) -> None:
@@ -263,14 +269,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_on(self) -> None:
         """First the frames that are here already, then the socket, unless there is a new reason not to."""
-        if self._pauses or self.closed or self.transport.is_closing():
+        if self._pauses or self.closed or self.stream.closing:
             return
         try:
             self.reader.go_on()
         except BadFrame as error:
             self._fail_stream(error)
-        if not self._pauses and not self.closed and not self.transport.is_closing():
-            self.transport.resume_reading()
+        if not self._pauses and not self.closed and not self.stream.closing:
+            self.stream.resume_reading()
 
     def _end_turn(self) -> None:
         """The others are next."""
@@ -286,28 +292,39 @@ class Connection(asyncio.BufferedProtocol):
     def check_stall(self, now_ns: int, hello_timeout_ns: int) -> None:
         """End the connection if it stands still where it should go on; leave the watched if there is no such place."""
         self._expire_arriving(now_ns)
-        unread_bytes = self.transport.get_write_buffer_size()
+        unread_bytes = self.stream.unsent_bytes
         if unread_bytes < self._unread_bytes or (unread_bytes and not self._unread_bytes):
             self.progress_ns = now_ns
         self._unread_bytes = unread_bytes
         still_ns = now_ns - self.progress_ns
-        if unread_bytes or self._ended_writing or self.transport.is_closing():
-            if still_ns > self.host.limits.stall_timeout_ns:
-                self.transport.abort()
+        if unread_bytes or self._ended_writing or self.stream.closing:
+            if still_ns > self._limits.stall_timeout_ns:
+                self.stream.abort()
         elif self.reader.mid_frame and not self._pauses:
-            if still_ns > self.host.limits.stall_timeout_ns:
+            if still_ns > self._limits.stall_timeout_ns:
                 self._fail_stream(BadFrame("half a frame, then silence"))
         elif not self.greeted:
             if still_ns > hello_timeout_ns:
                 self._fail_stream(BadFrame("no HELLO"))
         elif not self.reader.mid_frame:
-            self.host.watched.discard(self)
+            self._watched.discard(self)
 
     def send(self, data: bytes) -> None:
         """Write, unless the client is gone."""
-        if not self.closed and not self._ended_writing and not self.transport.is_closing():
-            self.transport.write(data)
-            self.host.watched.add(self)  # until a sweep sees that it was taken
+        if not self.closed and not self._ended_writing and not self.stream.closing:
+            self.stream.write(data)
+            self._watched.add(self)  # until a sweep sees that it was taken
+
+    def reply(self, parts: Sequence[bytes | memoryview]) -> bool:
+        """Put a RESULT behind those that `send_replies` will send; True if it is the first."""
+        self._replies += parts
+        return len(self._replies) == len(parts)
+
+    def send_replies(self) -> None:
+        """Several replies to one client go out in one write."""
+        data = b"".join(self._replies)
+        self._replies.clear()
+        self.send(data)
 
     def send_error(self, request_id: int, error: TensordError) -> None:
         """The final answer of a request; with request id 0, a word about the connection."""
@@ -320,10 +337,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _close(self) -> None:
         """End the connection when the client has taken what is written; `check_stall` bounds how long that may last."""
-        if not self.closed and not self.transport.is_closing():
+        if not self.closed and not self.stream.closing:
             self.progress_ns = time.monotonic_ns()
-            self.host.watched.add(self)
-            self.transport.close()
+            self._watched.add(self)
+            self.stream.close()
 
     def _drop_arriving(self) -> None:
         """The payload under way will never be complete."""
@@ -361,13 +378,13 @@ class Connection(asyncio.BufferedProtocol):
         request, self._arriving = self._arriving, None
         if request is not None:
             self._arrived(request)
-            self._submit(request)
+            self._submit(request, time.monotonic_ns())
 
-    def _submit(self, request: InferRequest) -> None:
+    def _submit(self, request: InferRequest, now: int) -> None:
         """The request is complete. Only now may its bytes stop the reading: it would wait for itself before."""
-        if self.in_flight_bytes > self.host.limits.in_flight_bytes_max:
+        if self.in_flight_bytes > self._limits.in_flight_bytes_max:
             self.pause(Pause.IN_FLIGHT)
-        self.host.submit(request)
+        self.host.submit(now, request)
 
     def _control(self, frame_type: int, request_id: int, meta: memoryview) -> None:
         if not self.greeted:
@@ -406,7 +423,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if hello.tenant:
             self.tenant = f"{self.user.name}/{hello.tenant}"
-        limits = self.host.limits
+        limits = self._limits
         self.greeted = True
         welcome = Welcome(
             PROTOCOL_VERSION, self.host.instance, limits.in_flight_max, limits.inline_bytes_max, limits.arena_bytes_max
@@ -434,14 +451,14 @@ class Connection(asyncio.BufferedProtocol):
                 self._close()
                 return
             self._ended_writing = True
-            self.host.watched.add(self)
+            self._watched.add(self)
             self.progress_ns = time.monotonic_ns()
-            self.transport.write_eof()
+            self.stream.write_eof()
 
     # ── arenas ──────────────────────────────────────────────────────────────────────────────────
 
     def _attach(self, request_id: int, meta: memoryview) -> None:
-        nbytes = self.arenas.want(meta, self.host.limits.arena_bytes_max, draining=self.host.draining)
+        nbytes = self.arenas.want(meta, self._limits.arena_bytes_max, draining=self.host.draining)
         try:
             self.host.want_arena(self, request_id, nbytes)
         except TensordError:
@@ -462,9 +479,10 @@ class Connection(asyncio.BufferedProtocol):
             raise DuplicateRequestId(request_id)
         if not request_id:
             raise BadRequest("request_id", "0", "count from 1: answers with id 0 are about the connection")
-        if len(meta) < INFER.size:
-            raise BadRequest("meta_bytes", str(len(meta)), f"INFER has at least {INFER.size}")
-        handle, priority, inputs, outputs, _, deadline_ns, session = INFER.unpack_from(meta)
+        head = bytes(meta)
+        if len(head) < INFER_BYTES:
+            raise BadRequest("meta_bytes", str(len(head)), f"INFER has at least {INFER_BYTES}")
+        handle, priority, inputs, outputs, _, deadline_ns, session = _unpack_infer(head)
         model = self._handles.get(handle)
         if model is None:
             raise UnknownHandle(handle)
@@ -474,7 +492,7 @@ class Connection(asyncio.BufferedProtocol):
             raise BadRequest("deadline_ns", str(deadline_ns), "use CLOCK_MONOTONIC in nanoseconds, or 0")
         if flags & LATEST and not session:
             raise BadRequest("session", "0", LATEST_NEEDS_SESSION)
-        headers = meta[INFER.size + TRACE_BYTES :] if flags & TRACE else meta[INFER.size :]
+        headers = head[INFER_BYTES + TRACE_BYTES :] if flags & TRACE else head[INFER_BYTES:]
         form, result_headers = self.arenas.form(model, inputs, outputs, headers)
         self._check_limits(model, form, payload_bytes)
         deadline = deadline_ns or now + model.timeout_ns
@@ -488,15 +506,16 @@ class Connection(asyncio.BufferedProtocol):
             request.lease = self._lease(request)
         self.in_flight[request_id] = request
         self.in_flight_bytes += form.payload_bytes + form.reply_bytes
-        if not payload_bytes:
-            self._submit(request)
+        if payload_bytes <= self.reader.in_hand:  # small: all of it is here
+            self._take_payload(request, payload_bytes)
+            self._submit(request, now)
             return None
         self._arriving = request
         self.host.arriving_bytes += payload_bytes
         return self._destinations(request)
 
     def _check_limits(self, model: Model, form: Form, payload_bytes: int) -> None:
-        limits = self.host.limits
+        limits = self._limits
         if form.rows > model.rows_max:
             raise TooManyRows(model.name, form.rows, model.rows_max)
         if payload_bytes != form.payload_bytes:
@@ -543,9 +562,24 @@ class Connection(asyncio.BufferedProtocol):
             raise error
         return lease
 
+    def _take_payload(self, request: InferRequest, payload_bytes: int) -> None:
+        """Copy the payload, which is here, to where it belongs."""
+        if not payload_bytes:
+            return
+        form, view, payload = request.form, self._ingest_view, self.reader.payload_in_hand(payload_bytes)
+        if len(form.inline_inputs) == 1:
+            offset = request.inline_offset(0)
+            view[offset : offset + payload_bytes] = payload
+            return
+        start = 0
+        for destination in self._destinations(request):
+            stop = start + len(destination)
+            destination[:] = payload[start:stop]
+            start = stop
+
     def _destinations(self, request: InferRequest) -> list[memoryview]:
         """Where the payload belongs: one stretch per inline input."""
-        view, form = self.host.ingest_view, request.form
+        view, form = self._ingest_view, request.form
         destinations = []
         for position in range(len(form.inline_inputs)):
             offset = request.inline_offset(position)
@@ -563,7 +597,7 @@ class Connection(asyncio.BufferedProtocol):
             self.arenas.release(request)
         form = request.form
         self.in_flight_bytes -= form.payload_bytes + form.reply_bytes
-        if self._pauses & Pause.IN_FLIGHT and self.in_flight_bytes <= self.host.limits.in_flight_bytes_max:
+        if self._pauses & Pause.IN_FLIGHT and self.in_flight_bytes <= self._limits.in_flight_bytes_max:
             self.resume(Pause.IN_FLIGHT)
         if self._said_close:
             self._end_if_answered()

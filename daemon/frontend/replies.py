@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from tensord.ipc.errors import OutputTooSmall
-from tensord.ipc.wire import MAGIC, RESULT, RESULT_FRAME, FrameType
+from tensord.ipc.wire import MAGIC, RESULT_BYTES, RESULT_FRAME, FrameType
 
 from .requests import InferRequest
 
 _US_MAX: Final = 0xFFFFFFFF
 _RESULT: Final = int(FrameType.RESULT)
+_pack: Final = RESULT_FRAME.pack
 
 
 def result_frame(
@@ -27,11 +28,11 @@ def result_frame(
     else:
         spans, reply_bytes = form.output_spans, form.reply_bytes
     headers = request.result_headers or model.result_headers(form, data_sizes)
-    head = RESULT_FRAME.pack(
+    head = _pack(
         MAGIC,
         _RESULT,
         0,
-        RESULT.size + len(headers),
+        RESULT_BYTES + len(headers),
         request.request_id,
         reply_bytes,
         model.version,

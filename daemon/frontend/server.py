@@ -61,6 +61,7 @@ from .parts import Parts, cut_request
 from .recording import Recording
 from .replies import microseconds, result_frame, too_small
 from .requests import InferRequest, batch_message
+from .streams import Streams
 from .timer import Timer
 from .users import Users
 from .worker_port import WorkerPort
@@ -100,6 +101,8 @@ REFUSAL_COUNTERS: Final[dict[type[TensordError], Counter]] = {
     QueueDelay: Counter.REFUSED_DELAY,
     Superseded: Counter.SUPERSEDED,
 }
+QUEUE: Final = int(Phase.QUEUE)
+REQUEST: Final = int(Phase.REQUEST)
 RELEASE_COUNTERS: Final = {reason: Counter[f"RELEASED_{reason.name}"] for reason in ReleaseReason}
 
 Completed = tuple[Batch[InferRequest], int, TensordError | None]
@@ -125,7 +128,7 @@ class FrontEnd:
         self._block: Block
         self._heartbeat: Heartbeat
         self._loop: asyncio.AbstractEventLoop
-        self._server: asyncio.Server
+        self._streams: Streams
         self._stopped: asyncio.Future[None]
         self._ports: dict[int, WorkerPort] = {}
         self._running: dict[int, Batch[InferRequest]] = {}
@@ -152,11 +155,12 @@ class FrontEnd:
         """Serve until the supervisor says stop or ends."""
         self._loop = asyncio.get_running_loop()
         self._stopped = self._loop.create_future()
+        self._streams = Streams(self._loop, self._turn_over)
         self._loop.add_reader(self.link.fileno(), self._receive)
         self._loop.add_reader(self._timer.fd, self._timer_fired)
         await self._stopped
         for connection in list(self._connections):
-            connection.transport.abort()
+            connection.stream.abort()
         if self._redis is not None:
             await self._redis.close()
 
@@ -185,12 +189,14 @@ class FrontEnd:
             self._cache = ResponseCache(self, setup.secret, self._redis)
         self._sweep()
 
-    async def _listen(self) -> None:
-        self._server = await self._loop.create_unix_server(
-            lambda: Connection(self), sock=self._listener, backlog=ACCEPT_BACKLOG
-        )
+    def _listen(self) -> None:
+        self._listener.listen(ACCEPT_BACKLOG)
+        self._streams.listen(self._listener, self._accepted)
         self._heartbeat.enter(Activity.IDLE, time.monotonic_ns())
         self._send(m.FrontendReady())
+
+    def _accepted(self, sock: socket.socket) -> None:
+        Connection(self).start(self._streams, sock)
 
     def _stop(self) -> None:
         if not self._stopped.done():
@@ -218,7 +224,7 @@ class FrontEnd:
             case m.FrontendSetup():
                 self._set_up(message, fds)
             case m.Listen():
-                self._task = self._loop.create_task(self._listen())
+                self._listen()
             case m.KnobValues():
                 self._apply_knobs(message)
             case m.ModelServed():
@@ -383,9 +389,8 @@ class FrontEnd:
 
     # ── dispatch ────────────────────────────────────────────────────────────────────────────────
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, now: int, request: InferRequest) -> None:
         """A request has arrived whole."""
-        now = time.monotonic_ns()
         request.arrival_ns = now
         self._block.arrived(request.model, request.rows, now - request.received_ns)
         model = request.model_served
@@ -433,6 +438,11 @@ class FrontEnd:
             self._dispatch_wanted = True
             self._loop.call_soon(self._dispatch)
 
+    def _turn_over(self) -> None:
+        """All that had come was read."""
+        if self._dispatch_wanted:
+            self._dispatch()
+
     def _timer_fired(self) -> None:
         self._timer.fired()
         self._dispatch()
@@ -474,7 +484,7 @@ class FrontEnd:
     def _reply(self, now: int, batch: Batch[InferRequest], compute_ns: int) -> None:
         """Send every request of a batch its result; several for one connection go out in one write."""
         block, index = self._block, batch.model
-        replies: dict[Connection, list[bytes | memoryview]] = {}
+        replying: list[Connection] = []
         answered: list[InferRequest] = []
         replied_bytes = 0
         for request in batch.requests:
@@ -489,12 +499,13 @@ class FrontEnd:
                 continue
             queue_ns = batch.released_ns - request.arrival_ns
             parts = result_frame(request, self.ingest_view, batch.rows, queue_ns, compute_ns)
-            replies.setdefault(request.connection, []).extend(parts)
+            if request.connection.reply(parts):
+                replying.append(request.connection)
             answered.append(request)
-            replied_bytes += sum(map(len, parts[2:]))
-            block.observe(index, Phase.QUEUE, queue_ns)
-        for connection, frames in replies.items():
-            connection.send(b"".join(frames))
+            replied_bytes += sum(map(len, parts[2:])) if request.data_sizes else request.form.reply_bytes
+            block.observe(index, QUEUE, queue_ns)
+        for connection in replying:
+            connection.send_replies()
         inline_bytes = arena_bytes = 0
         done = time.monotonic_ns()
         if (recording := self._recording) is not None:
@@ -503,8 +514,9 @@ class FrontEnd:
         for request in answered:
             form = request.form
             inline_bytes += form.payload_bytes
-            arena_bytes += sum(place.nbytes for place in form.input_places)
-            block.observe(index, Phase.REQUEST, done - request.received_ns)
+            if form.input_places:
+                arena_bytes += sum([place.nbytes for place in form.input_places])
+            block.observe(index, REQUEST, done - request.received_ns)
             request.connection.finished(request)
         block.observe(index, Phase.REPLY, done - now, len(answered))
         block.count(index, Counter.SUCCEEDED, len(answered))
@@ -580,7 +592,7 @@ class FrontEnd:
             self.refuse(whole, parts.error)
             return
         frames = result_frame(whole, self.ingest_view, parts.batch_rows, parts.queue_ns, parts.compute_ns)
-        self._block.observe(whole.model, Phase.QUEUE, parts.queue_ns)
+        self._block.observe(whole.model, QUEUE, parts.queue_ns)
         self._block.count(whole.model, Counter.ARENA_BYTES, sum(place.nbytes for place in whole.form.input_places))
         self._give(now, whole, frames, whole.form.reply_bytes)
 
@@ -598,7 +610,7 @@ class FrontEnd:
         """Send one result that is no part of a batch's."""
         block, connection = self._block, request.connection
         connection.send(b"".join(frames))
-        block.observe(request.model, Phase.REQUEST, now - request.received_ns)
+        block.observe(request.model, REQUEST, now - request.received_ns)
         block.count(request.model, Counter.SUCCEEDED)
         block.count(request.model, Counter.INLINE_BYTES, request.form.payload_bytes)
         block.count(request.model, Counter.REPLIED_BYTES, replied_bytes)
@@ -698,7 +710,7 @@ class FrontEnd:
         self._look_drained()
 
     def _look_drained(self) -> None:
-        unread = any(connection.transport.get_write_buffer_size() for connection in self._connections)
+        unread = any(connection.stream.unsent_bytes for connection in self._connections)
         if self._running or self.scheduler.queued or self._cache.waiting or unread:
             self._loop.call_later(DRAIN_LOOK_S, self._look_drained)
         else:

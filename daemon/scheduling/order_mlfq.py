@@ -150,7 +150,7 @@ class MultilevelFeedback:
                 entry = heap[0]
                 seq, _, flow = entry
                 line = self._lines.get(flow)
-                if line is None or entry is not line.listed:
+                if line is None or entry != line.listed:
                     heappop(heap)
                     continue
                 first = self._first(flow, line)

@@ -1,6 +1,5 @@
 """What becomes of the requests that a worker held when it died."""
 
-from dataclasses import dataclass
 from typing import Generic
 
 from tensord.ipc.errors import PoisonousRequest, TensordError, WorkerLost
@@ -10,14 +9,16 @@ from .model import ModelQueue
 from .request import Batch, R, Request, RequestState
 
 
-@dataclass(frozen=True, slots=True)
 class Lost(Generic[R]):
     """The requests that were in flight on a worker that is gone."""
 
-    requeued: list[R]
-    """They run again, each alone, as soon as a replica can take them."""
-    refused: list[tuple[R, TensordError]]
-    """They get this error now."""
+    __slots__ = ("refused", "requeued")
+
+    def __init__(self, requeued: list[R], refused: list[tuple[R, TensordError]]) -> None:
+        self.requeued = requeued
+        """They run again, each alone, as soon as a replica can take them."""
+        self.refused = refused
+        """They get this error now."""
 
 
 def verdict(request: Request, model: ModelQueue) -> TensordError | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from enum import IntEnum, StrEnum
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from .model import ModelQueue
@@ -22,6 +22,9 @@ class RequestState(IntEnum):
     )
     CANCELLED = 5  # cancel() removed it from the queue
     REFUSED = 6  # an error was returned for it: by submit(), or after it had been accepted
+
+
+_NEW: Final = RequestState.NEW
 
 
 class ReleaseReason(StrEnum):
@@ -104,7 +107,7 @@ class Request:
         """When its answer was predicted for as it came, without any margin; 0 where nobody had to know."""
         self.inherited_ns = 0
         """By how much it counts as older than it is: what those waited that it took the place of."""
-        self.state = RequestState.NEW
+        self.state = _NEW
         self.seq = 0
         """Place in the order of submission over all models; kept when the request runs again."""
         self.attempts = 0

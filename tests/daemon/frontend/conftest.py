@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tensord.daemon.frontend.connection import Connection
 from tensord.daemon.frontend.forms import check
 from tensord.daemon.frontend.ingest import RAGGED_SLAB, Ingest
 from tensord.daemon.frontend.models import Model
@@ -13,6 +14,8 @@ from tensord.daemon.frontend.requests import InferRequest
 from tensord.daemon.messages import ModelServed, TensorInfo
 from tensord.ipc.tensors import NO_SIZES, DType
 from tensord.ipc.wire import Lane, TensorHeader
+
+from .fake_host import FakeHost
 
 Placed = dict[int, tuple[int, int]]
 """Tensor to arena and offset."""
@@ -117,6 +120,8 @@ def maker_of_requests(model: Model, ingest: Ingest) -> MakeRequest:
     """A request whose inline tensors are leased, as `Connection` leases them; arenas are a gigabyte each."""
     arenas = {number: SimpleNamespace(nbytes=2**30) for number in range(1, 9)}
     forms: dict[Any, Any] = {}
+    connection = Connection(FakeHost(ingest, ()))
+    connection.tenant = "0"
 
     def make(
         rows: int = 1,
@@ -130,7 +135,6 @@ def maker_of_requests(model: Model, ingest: Ingest) -> MakeRequest:
     ) -> InferRequest:
         inputs, outputs = headers(model, rows, inputs_in or {}, outputs_in or {}, sizes, omitted, room)
         form = forms.setdefault((*inputs, *outputs), check(model, inputs, outputs, arenas))
-        connection: Any = SimpleNamespace(tenant="0", flow=1)
         request = InferRequest(connection, request_id, model, form, 1, 0, 10**18, 5)
         if form.inline_inputs or form.inline_outputs:
             key = RAGGED_SLAB if form.inline_offsets else (model.index, form.inline_inputs, form.inline_outputs)

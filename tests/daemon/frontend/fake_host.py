@@ -19,6 +19,7 @@ from tensord.daemon.frontend.ingest import Ingest
 from tensord.daemon.frontend.models import Model, Models
 from tensord.daemon.frontend.replies import result_frame
 from tensord.daemon.frontend.requests import InferRequest
+from tensord.daemon.frontend.streams import Streams
 from tensord.daemon.frontend.users import Users
 from tensord.daemon.knobs import KNOBS
 from tensord.daemon.messages import ModelServed
@@ -93,7 +94,7 @@ class FakeHost:
     def count_refused(self, model: Model) -> None:
         self.not_permitted.append(model.name)
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, now: int, request: InferRequest) -> None:
         self.submitted.append(request)
 
     def cancel(self, request: InferRequest) -> None:
@@ -234,7 +235,7 @@ class Client:
 
     def fill(self) -> int:
         """Write into the daemon's end, beside the connection, until its socket takes no more; the bytes."""
-        daemons_end = self.connection.transport.get_extra_info("socket").fileno()
+        daemons_end = self.connection.stream.sock.fileno()
         written = 0
         with socket.socket(fileno=os.dup(daemons_end)) as beside:
             beside.setblocking(False)
@@ -314,18 +315,24 @@ class Meeting:
     def __init__(self, host: FakeHost) -> None:
         self.host = host
         self._loop = uvloop.new_event_loop()
+        self.streams = Streams(self._loop, self._turn_over)
+        self.turns = 0
+        """Turns in which streams were looked at."""
         self._clients: list[Client] = []
         self.errors: list[dict[str, Any]] = []
         """What went wrong in the loop's callbacks."""
         self._loop.set_exception_handler(lambda _, context: self.errors.append(context))
+
+    def _turn_over(self) -> None:
+        self.turns += 1
 
     def connect(self) -> Client:
         """A client that has not said anything yet."""
         theirs, ours = socket.socketpair()
         theirs.setblocking(False)
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        made = self._loop.connect_accepted_socket(lambda: Connection(self.host), ours)
-        _, connection = self._loop.run_until_complete(made)
+        connection = Connection(self.host)
+        self.within(lambda: connection.start(self.streams, ours))
         client = Client(self, theirs, connection)
         self._clients.append(client)
         return client
@@ -388,8 +395,9 @@ class Meeting:
         """End all of it."""
         for client in self._clients:
             client.close()
-            self.within(client.connection.transport.abort)
+            self.within(client.connection.stream.abort)
         self.settle()
+        self.streams.close()
         self._loop.close()
         assert not self.errors, self.errors
 

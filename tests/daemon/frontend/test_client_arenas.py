@@ -139,7 +139,7 @@ def test_a_descriptor_for_a_client_that_is_being_left_is_closed(
     wanted = client.want_arena()
     filled = client.fill()
     client.send(bytes(HEADER.size))  # no frame begins so
-    meeting.until(client.connection.transport.is_closing)
+    meeting.until(lambda: client.connection.stream.closing)
     assert not is_open(wanted.made(7))
     assert host.returned == []
     client.take(filled)

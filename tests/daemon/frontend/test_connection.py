@@ -475,7 +475,7 @@ def test_a_client_that_does_not_take_its_answers_is_not_read(meeting: Meeting, c
     client.long_answer(LONG_BYTES)
     client.send(frame(FrameType.PING, 9))
     meeting.settle()
-    assert not client.connection.transport.is_reading()
+    assert not client.connection.stream.is_reading
     assert [answer.request_id for answer in client.receive_all(2)] == [77, 9]
 
 
@@ -488,7 +488,7 @@ def test_two_reasons_not_to_read_must_both_be_gone(
     client.long_answer(LONG_BYTES)
     meeting.answer(request)
     meeting.settle()
-    assert not client.connection.transport.is_reading()
+    assert not client.connection.stream.is_reading
     assert [answer.request_id for answer in client.receive_all(3)] == [77, 1, 9]
 
 
@@ -566,7 +566,7 @@ def leave_answers_unread(client: Client) -> None:
 def leave_error_unread(client: Client) -> None:
     client.fill()
     client.send(GARBAGE)
-    client.meeting.until(client.connection.transport.is_closing)
+    client.meeting.until(lambda: client.connection.stream.closing)
 
 
 def leave_end_unread(client: Client) -> None:
@@ -594,10 +594,10 @@ def test_one_that_reads_slowly_is_not(
     meeting: Meeting, host: FakeHost, client: Client, leave: Callable[[Client], None]
 ) -> None:
     leave(client)
-    waiting = client.connection.transport.get_write_buffer_size
+    stream = client.connection.stream
     meeting.check_stalls(0)
-    before = waiting()
-    while waiting() == before:
+    before = stream.unsent_bytes
+    while stream.unsent_bytes == before:
         client.socket.recv(1 << 20)
         meeting.settle()
     meeting.check_stalls(STALL_S + 1)

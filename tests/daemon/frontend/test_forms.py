@@ -434,8 +434,8 @@ def test_whatever_comes_is_refused_or_has_sizes_within_bounds(
 # ── what is remembered ──────────────────────────────────────────────────────────────────────────
 
 
-def headers(*tensors: TensorHeader) -> memoryview:
-    return memoryview(b"".join(tensor.encode() for tensor in tensors))
+def headers(*tensors: TensorHeader) -> bytes:
+    return b"".join(tensor.encode() for tensor in tensors)
 
 
 def test_the_same_headers_give_the_same_form() -> None:

@@ -1,8 +1,6 @@
 """Parts of large requests: their rows are the rows of the whole, in whichever lane and of whatever sizes."""
 
 import math
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +10,8 @@ from tensord.daemon.frontend.models import Model
 from tensord.daemon.frontend.parts import Parts, cut_request
 from tensord.daemon.frontend.requests import InferRequest, batch_message
 from tensord.daemon.messages import ModelServed, TensorInfo
+from tensord.daemon.scheduling import ModelPolicy
+from tensord.daemon.scheduling.model import ModelQueue
 from tensord.daemon.scheduling.request import Batch, ReleaseReason
 from tensord.ipc.descriptors import INGEST_ARENA, NO_ARENA, Kind, RaggedDescriptor, Run, decode_batch, decode_ragged
 from tensord.ipc.errors import Cancelled, WorkerLost
@@ -26,7 +26,7 @@ lanes = st.fixed_dictionaries({"input": st.booleans(), "output": st.booleans()})
 
 
 def batch_of(requests: list[InferRequest]) -> Batch[InferRequest]:
-    queue: Any = SimpleNamespace(key=requests[0].model)
+    queue = ModelQueue(requests[0].model, "m", ModelPolicy(), idempotent=True)
     rows = sum(request.rows for request in requests)
     return Batch(7, queue, None, 0, requests, rows, ReleaseReason.FULL, 0, 0, 1)
 

@@ -1,7 +1,6 @@
 import itertools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +9,8 @@ from hypothesis import strategies as st
 
 from tensord.daemon.frontend.models import Model
 from tensord.daemon.frontend.requests import InferRequest, batch_message
-from tensord.daemon.scheduling import Batch, ReleaseReason
+from tensord.daemon.scheduling import Batch, ModelPolicy, ReleaseReason
+from tensord.daemon.scheduling.model import ModelQueue
 from tensord.ipc.descriptors import (
     NO_ARENA,
     BatchDescriptor,
@@ -28,7 +28,7 @@ Bytes = tuple[int, int]
 
 
 def batch_of(requests: Sequence[InferRequest]) -> Batch[InferRequest]:
-    queue: Any = SimpleNamespace(key=requests[0].model)
+    queue = ModelQueue(requests[0].model, "m", ModelPolicy(), idempotent=True)
     rows = sum(request.rows for request in requests)
     return Batch(77, queue, None, 0, list(requests), rows, ReleaseReason.FULL, 0, 0, 1)
 

@@ -1,22 +1,28 @@
 """What the front end makes of answers of a worker, nonsense among them; all else is tested with real processes."""
 
 import asyncio
+import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tensord.daemon import messages as m
+from tensord.daemon.frontend.connection import Connection
 from tensord.daemon.frontend.ingest import Ingest
 from tensord.daemon.frontend.models import Model
 from tensord.daemon.frontend.requests import InferRequest
 from tensord.daemon.frontend.server import FrontEnd
+from tensord.daemon.frontend.streams import Streams
 from tensord.daemon.frontend.worker_port import WorkerPort
 from tensord.daemon.knobs import KNOBS
 from tensord.daemon.messages import Link
+from tensord.daemon.scheduling import ModelPolicy
+from tensord.daemon.scheduling.model import ModelQueue
+from tensord.daemon.scheduling.request import Batch, ReleaseReason
 from tensord.daemon.supervisor.rings import Rings
 from tensord.daemon.worker.channel import Channel
 from tensord.ipc.descriptors import DONE, Kind, encode_done, encode_failed
@@ -24,7 +30,7 @@ from tensord.ipc.errors import Cancelled, InternalError, ModelFailed, NoMemory, 
 from tensord.ipc.segment import Segment
 from tensord.ipc.statistics import Block, Counter
 from tensord.ipc.tensors import DType
-from tensord.ipc.wire import HEADER, Lane, ResultHead, TensorHeader
+from tensord.ipc.wire import HEADER, FrameType, Lane, ResultHead, TensorHeader, decode_error
 
 MakeRequest = Callable[..., InferRequest]
 
@@ -43,8 +49,8 @@ class Meeting:
         rings.close()
         self.loop.add_reader(self.port.bell.fileno(), self.front_end._answered, self.port)
         self.front_end._ports[2] = self.port
-        batch: Any = SimpleNamespace(worker=3)
-        self.front_end._running[8] = batch  # which another worker has
+        queue = ModelQueue(0, "m", ModelPolicy(), idempotent=True)
+        self.front_end._running[8] = Batch(8, queue, None, 3, [], 0, ReleaseReason.FULL, 0, 0, 1)  # another worker's
         self.port.send(Kind.BATCH, b"a batch")
 
     def close(self) -> None:
@@ -82,28 +88,37 @@ NONSENSE = pytest.mark.parametrize(
 
 
 class Client:
-    """A connection, as far as answers go."""
+    """The other end of a connection of the front end."""
 
-    tenant = "0"
-    flow = 1
-
-    def __init__(self) -> None:
+    def __init__(self, front_end: FrontEnd, streams: Streams) -> None:
+        self._socket, ours = socket.socketpair()
+        self._socket.setblocking(False)
+        self.connection = Connection(front_end)
+        self.connection.start(streams, ours)
         self.results: dict[int, list[TensorHeader]] = {}
         self.errors: dict[int, TensordError] = {}
-        self.finished: Any = lambda request: request.lease.release()
 
-    def send(self, data: bytes) -> None:
+    def read(self) -> None:
+        """Take what was answered."""
+        with contextlib.suppress(BlockingIOError):
+            self._take(self._socket.recv(1 << 20))
+
+    def _take(self, data: bytes) -> None:
         """One write may hold several frames."""
         while data:
-            _, _, _, meta_bytes, request_id, payload_bytes = HEADER.unpack_from(data)
+            _, frame_type, _, meta_bytes, request_id, payload_bytes = HEADER.unpack_from(data)
             end = HEADER.size + meta_bytes
-            assert request_id not in self.results
-            self.results[request_id] = ResultHead.decode(memoryview(data)[HEADER.size : end])[1]
+            meta = memoryview(data)[HEADER.size : end]
+            assert request_id not in {*self.results, *self.errors}
+            if frame_type == FrameType.RESULT:
+                self.results[request_id] = ResultHead.decode(meta)[1]
+            else:
+                self.errors[request_id] = decode_error(meta)
             data = data[end + payload_bytes :]
 
-    def send_error(self, request_id: int, error: TensordError) -> None:
-        assert request_id not in self.errors
-        self.errors[request_id] = error
+    def close(self) -> None:
+        self._socket.close()
+        self.connection.stream.abort()
 
 
 class Serving(Meeting):
@@ -123,14 +138,15 @@ class Serving(Meeting):
         front_end.scheduler.add_worker(2, "cpu:0")
         front_end.scheduler.add_replica(0, 2, model.index)
         self.model = model
-        self.client = Client()
+        self.streams = Streams(self.loop, lambda: None)
+        self.client = Client(front_end, self.streams)
         self._make = make
 
     def submit(self, **wishes: Any) -> None:
         """A request of the client has arrived; they are numbered as they come."""
         request = self._make(request_id=self.front_end.scheduler.queued + 1, **wishes)
-        connection: Any = self.client
-        request.connection = connection
+        request.connection = self.client.connection
+        request.connection.in_flight[request.request_id] = request
         request.arrival_ns = time.monotonic_ns()
         assert self.front_end.scheduler.submit(request.arrival_ns, request) is None
 
@@ -149,12 +165,16 @@ class Serving(Meeting):
         """The worker says this of what it was sent."""
         self.channel.answer(Kind.DONE, body)
         self.front_end._answered(self.port)
+        self.client.read()
 
     def accused(self) -> bool:
         received = self.supervisor.receive()
         return received is not None and isinstance(received[0], m.WorkerAccused)
 
     def close(self) -> None:
+        self.client.close()
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.streams.close()
         super().close()
         self.block.words.release()
         self.page.close()
@@ -206,6 +226,7 @@ def test_a_failure_counts_against_the_device_unless_the_model_is_at_fault(
     serving.submit(rows=1, sizes=SIZES)
     serving.channel.answer(Kind.FAILED, encode_failed(serving.dispatch(), 1000, error))
     serving.front_end._answered(serving.port)
+    serving.client.read()
     assert [type(one) for one in serving.client.errors.values()] == [type(error)]
     assert [worker.health for worker in serving.front_end.scheduler.statistics().workers] == [health]
 

@@ -3,7 +3,12 @@
 from collections.abc import Hashable
 from typing import Any
 
-from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, Scheduler
+from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request, Scheduler, TenantPolicy
+from tensord.daemon.scheduling.model import ModelQueue
+from tensord.daemon.scheduling.order import Fcfs
+from tensord.daemon.scheduling.queues import BucketQueue, TenantQueue
+from tensord.daemon.scheduling.tenants import Account, Share
+from tensord.daemon.scheduling.users import User
 
 MS = 1_000_000
 FAR_NS = 10**15
@@ -37,6 +42,12 @@ def make(
         nbytes=nbytes,
         latest=latest,
     )
+
+
+def tenant_queue() -> TenantQueue:
+    """A tenant's queue by itself: a home for requests."""
+    level = BucketQueue(ModelQueue(0, "m0", ModelPolicy(), idempotent=True), "b").levels[1]
+    return TenantQueue(level, "t", Account("t", Share(User("t", TenantPolicy()), 0)), Fcfs())
 
 
 class Rig:

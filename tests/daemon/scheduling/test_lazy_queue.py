@@ -1,19 +1,24 @@
 from operator import attrgetter
-from types import SimpleNamespace
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tensord.daemon.scheduling import Request
 from tensord.daemon.scheduling.lazy_queue import LazyQueue
 
+from .rig import make, tenant_queue
 
-def entry(key: int) -> Any:
-    return SimpleNamespace(key=key, home=object())
+HOME = tenant_queue()
 
 
-def queue_of(*entries: Any) -> LazyQueue:
-    queue = LazyQueue(attrgetter("key"))
+def entry(seq: int) -> Request:
+    request = make()
+    request.seq, request.home = seq, HOME
+    return request
+
+
+def queue_of(*entries: Request) -> LazyQueue:
+    queue = LazyQueue(attrgetter("seq"))
     for one in entries:
         queue.push(one)
     return queue
@@ -42,7 +47,7 @@ def test_an_entry_without_a_home_is_skipped() -> None:
 def test_a_request_that_came_back_is_listed_once() -> None:
     queue = queue_of(back := entry(1), entry(2))
     queue.push(back)
-    assert [one.key for one in queue.living()] == [1, 2]  # type: ignore[attr-defined]
+    assert [one.seq for one in queue.living()] == [1, 2]
 
 
 def test_dead_entries_behind_a_living_head_are_swept() -> None:
@@ -73,6 +78,6 @@ def test_living_entries_come_out_sorted(pushes: list[tuple[int, bool]]) -> None:
             alive.append(key)
     taken = []
     while (head := queue.peek()) is not None:
-        taken.append(head.key)  # type: ignore[attr-defined]
+        taken.append(head.seq)
         head.home = None
     assert taken == sorted(alive)

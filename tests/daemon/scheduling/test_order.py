@@ -13,17 +13,17 @@ from tensord.daemon.scheduling.order import BY_SERVICE_TIME, ORDER_POLICIES, Ord
 from tensord.daemon.scheduling.order_mlfq import Flows
 
 from .reference import ReferenceFlows, preference
-from .rig import MS, Rig, make
+from .rig import MS, Rig, make, tenant_queue
 
 POLICY = ModelPolicy(mlfq_levels=3, mlfq_quantum_ns=MS, mlfq_boost_ns=20 * MS)
-HOME = object()
+HOME = tenant_queue()
 
 
 def waiting(seq: int, *, arrival_ns: int = 0, predicted_ns: int = MS, deadline_ns: int = MS, flow: int = 0) -> Request:
     """A request as a queue sees it."""
     request = make(arrival_ns=arrival_ns, deadline_ns=deadline_ns, flow=flow)
     request.seq, request.predicted_ns = seq, predicted_ns
-    request.home = HOME  # type: ignore[assignment]
+    request.home = HOME
     return request
 
 
@@ -122,7 +122,7 @@ class Order(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(self.gone))
         self.gone.remove(request)
         self.alive.append(request)
-        request.home = HOME  # type: ignore[assignment]
+        request.home = HOME
         self.order.push(request)
 
     @invariant()
@@ -194,7 +194,7 @@ def test_a_request_that_comes_back_gets_its_old_place(name: str) -> None:
         order.push(one)
     first.home = None
     assert order.peek(0) is second
-    first.home = HOME  # type: ignore[assignment]
+    first.home = HOME
     order.push(first)
     assert taken(order) == [first, second, third]
 

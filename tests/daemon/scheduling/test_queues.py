@@ -1,6 +1,6 @@
 """One bucket by itself: its counts, whom it names first, and what it takes along with a leader."""
 
-import weakref
+import sys
 from itertools import count
 from operator import attrgetter
 from typing import ClassVar
@@ -25,19 +25,14 @@ AGE_NS = 100
 _seqs = count(1)
 
 
-class Watched(Request):
-    """A request of which one can see whether anybody holds it."""
-
-    __slots__ = ("__weakref__",)
-
-
-class Lifo(LazyQueue):
+class Lifo:
     """Last come, first served."""
 
     by_age: ClassVar = False
 
     def __init__(self) -> None:
-        super().__init__(lambda request: -request.seq)
+        queue = LazyQueue(lambda request: -request.seq)
+        self.push, self.peek, self.living, self.clear = queue.push, queue.peek, queue.living, queue.clear
 
     def key(self, request: Request, now: int) -> float:
         return -request.seq
@@ -300,15 +295,12 @@ def test_an_emptied_bucket_keeps_a_few_tenants_and_no_request(bucket: BucketQueu
 @pytest.mark.parametrize("order", ORDER_POLICIES)
 def test_an_emptied_bucket_holds_nobody(bucket: BucketQueue, order: str) -> None:
     bucket.model.set_policy(ModelPolicy(order=order))
-    fields = {"model": 0, "bucket": "b", "priority": 1, "rows": 1, "arrival_ns": 0, "deadline_ns": FAR_NS}
-    requests = [Watched(tenant=tenant, **fields) for tenant in "aab"]  # type: ignore[arg-type]
-    watched = [weakref.ref(request) for request in requests]
+    requests = [make(tenant=tenant) for tenant in "aab"]
+    before = [sys.getrefcount(request) for request in requests]
     push(bucket, *requests)
     bucket.remove(requests[1], RequestState.CANCELLED)
-    requests = take(bucket, 8)  # type: ignore[assignment]
-    assert len(requests) == 2
-    del requests
-    assert [ref() for ref in watched] == [None] * 3
+    assert len(take(bucket, 8)) == 2
+    assert [sys.getrefcount(request) for request in requests] == before
 
 
 def test_a_tenant_that_has_nothing_more_leaves_when_its_turn_comes(bucket: BucketQueue) -> None:
