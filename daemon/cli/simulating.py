@@ -93,7 +93,7 @@ def _with_knobs(plan: Scenario, pairs: list[str]) -> Scenario:
         if not sign:
             raise Refusal(f"--set {pair}: write it as KNOB=VALUE (see tensord simulate --help)", Exit.USAGE)
         given[address] = value
-    return plan.with_knobs(parse_knobs("--set", "", given, [model.name for model in plan.models]))
+    return plan.with_knobs(parse_knobs("--set", "", given, plan.targets))
 
 
 def _make_directory(path: Path) -> None:

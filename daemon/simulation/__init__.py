@@ -5,6 +5,8 @@
     shapes.py       random numbers of mean 1 and a given variance
     workload.py     who asks when, for what: endless, by seed
     service.py      how long a batch computes
+    sources.py      open and closed loops
+    parts.py        a request that is cut
     engine.py       the event loop: drives Scheduler as the front end does
     tally.py        what is counted while it runs
     intervals.py    means with confidence intervals, Student's t, control variates

@@ -2,12 +2,14 @@
 
 seed, duration_s, warmup_s, replications
 [hop]                     latency_us, request_us, batch_us: what the way through the daemon costs
-[knobs]                   global knobs, and general values of model knobs, as in the daemon's configuration
-[[devices]]               kind, count, speed: cpu:0, cpu:1, …
+[knobs]                   global knobs, and general values of all others, as in the daemon's configuration
+[[devices]]               kind, count, speed, knobs: cpu:0, cpu:1, …
 [models.NAME]             fixed_us, row_us, shape, scv, devices; [models.NAME.buckets.B]; [models.NAME.knobs]
-[[workloads]]             who asks: see Workload
-[[settings]]              name, knobs (`order`, or `NAME.order` for one model), replicas: compared side by side
+[tenants.NAME]            a class of tenants: users (those of this name, where nothing is said), and its knobs
+[[workloads]]             who asks: see Workload; the tenant `user/name` is one name of a user
+[[settings]]              name, knobs (`order`, or `NAME.order` for one model, device or class), replicas: compared
 [scaling]                 replicas: numbers of them for which each setting runs, too
+[sweep]                   load: factors of the rates for which each setting runs, too; workloads: of these only
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +22,11 @@ import msgspec
 
 from tensord.ipc.limits import PRIORITY_CLASSES, PRIORITY_NORMAL
 
-from ..config import ConfigError, read_toml
+from ..config import DEFAULT_CLASS, ConfigError, read_toml
 from ..knob import KnobError, Scope, Setting, suggestion
 from ..knobs import KNOBS, find
+from ..scheduling.policy import TenantPolicy
+from ..scheduling.users import TenantLookup
 from .engine import Device, Hop
 from .replay import Calibration, calibrate
 from .service import Line, Service
@@ -32,6 +36,9 @@ from .workload import Arrivals, Choice, Rows, Workload
 
 REQUESTS_MAX: Final = 20_000_000
 """Arrivals of an open loop over all replications and settings: hours of computing."""
+
+SIMULATED: Final = frozenset({"device_weight", "tenant_weight", "tenant_rows_max"})
+"""The knobs of devices and tenants that the scheduler obeys; the others are for workers and connections."""
 
 DEVICES_MAX: Final = 1_024
 CLIENTS_MAX: Final = 100_000
@@ -59,6 +66,7 @@ class DeviceTable(_Strict, frozen=True):
     kind: str = "cpu"
     count: Annotated[int, msgspec.Meta(ge=1, le=DEVICES_MAX)] = 1
     speed: Positive = 1.0
+    knobs: dict[str, Any] = {}
 
 
 class BucketTable(_Strict, frozen=True):
@@ -98,6 +106,7 @@ class WorkloadTable(_Strict, frozen=True):
     tenants: Annotated[tuple[tuple[Name, Positive], ...], Filled] = (("default", 1.0),)
     priorities: Annotated[tuple[tuple[Class, Positive], ...], Filled] = ((PRIORITY_NORMAL, 1.0),)
     sessions: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    latest: bool = False
     deadline_ms: Positive | None = None
     """The model's timeout_ms, where nothing is said."""
 
@@ -112,6 +121,11 @@ class ScalingTable(_Strict, frozen=True):
     replicas: Annotated[list[Count], msgspec.Meta(min_length=3, max_length=32)]
 
 
+class SweepTable(_Strict, frozen=True):
+    load: Annotated[list[Positive], msgspec.Meta(min_length=2, max_length=32)]
+    workloads: list[str] | None = None
+
+
 class ScenarioFile(_Strict, frozen=True):
     """The file's top level."""
 
@@ -124,9 +138,30 @@ class ScenarioFile(_Strict, frozen=True):
     devices: list[dict[str, Any]] = []
     """One CPU device, where nothing is said."""
     models: dict[Name, dict[str, Any]] = {}
+    tenants: dict[Name, dict[str, Any]] = {}
     workloads: list[dict[str, Any]] = []
     settings: list[dict[str, Any]] = []
     scaling: dict[str, Any] | None = None
+    sweep: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """How the load is varied."""
+
+    load: Sequence[float] = ()
+    """Factors of the rates of open loops."""
+    workloads: frozenset[int] = frozenset()
+    """By number: those whose rates they are."""
+
+
+@dataclass(frozen=True)
+class ClassPlan:
+    """A class of tenants."""
+
+    name: str
+    users: Sequence[str]
+    knobs: Knobs = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,7 +180,7 @@ class SettingPlan:
 
     name: str
     knobs: Knobs = field(default_factory=dict)
-    """By address: `order`, `digits.order`."""
+    """By address: `order`, `digits.order`, `cuda:0.device_weight`, `nightly.tenant_weight`."""
     replicas: int | None = None
     """Of the model's devices only so many have it loaded."""
 
@@ -167,22 +202,73 @@ class Scenario:
     warmup_s: float = 1.0
     replications: int = 5
     scaling: Sequence[int] = ()
+    sweep: Sweep = field(default_factory=Sweep)
     trace: Trace | None = None
+    classes: Sequence[ClassPlan] = ()
+    device_knobs: Mapping[str, Knobs] = field(default_factory=dict)
+    """By name of the device."""
 
     def with_knobs(self, knobs: Knobs) -> "Scenario":
         """These knobs, by address, in every setting."""
         return replace(self, settings=[replace(each, knobs=each.knobs | knobs) for each in self.settings])
 
+    def at_load(self, factor: float) -> "Scenario":
+        """The same, but so many times as many requests of the workloads that are swept."""
+        rates = [
+            replace(each, rate_per_s=each.rate_per_s * factor) if number in self.sweep.workloads else each
+            for number, each in enumerate(self.workloads)
+        ]
+        return replace(self, workloads=rates)
+
+    @property
+    def targets(self) -> Mapping[Scope, Sequence[str]]:
+        """What a knob may be set for."""
+        return {
+            Scope.MODEL: [model.name for model in self.models],
+            Scope.DEVICE: [device.name for device in self.devices.values()],
+            Scope.TENANT: [each.name for each in self.classes] or [DEFAULT_CLASS],
+        }
+
     def general_knobs(self, setting: SettingPlan) -> Knobs:
-        """What holds for the instance, and for models of which nothing else is said."""
+        """What holds for the instance, and for all of which nothing else is said."""
         general = {name: value for name, value in setting.knobs.items() if "." not in name}
         return {name: knob.default for name, knob in KNOBS.items()} | self.knobs | general
 
     def model_knobs(self, setting: SettingPlan, model: ModelPlan) -> Knobs:
-        """What holds for one model: what is said of it beats what is said of all."""
-        prefix = f"{model.name}."
-        own = {name.removeprefix(prefix): value for name, value in setting.knobs.items() if name.startswith(prefix)}
-        return self.general_knobs(setting) | model.knobs | own
+        """What holds for one model."""
+        return self._knobs_of(setting, model.name, model.knobs)
+
+    def weighted_devices(self, setting: SettingPlan) -> dict[int, Device]:
+        """The devices with the weights of this setting, by worker."""
+        return {
+            worker: device._replace(weight=self._device_weight(setting, device.name))
+            for worker, device in self.devices.items()
+        }
+
+    def _device_weight(self, setting: SettingPlan, name: str) -> float:
+        return float(self._knobs_of(setting, name, self.device_knobs.get(name, {}))["device_weight"])
+
+    def tenant_lookup(self, setting: SettingPlan) -> TenantLookup:
+        """Whose a tenant is, and what its user may use: what stands before the slash is the user, as in the daemon."""
+        plans = {user: each for each in self.classes for user in each.users}
+        policies = {
+            each.name: TenantPolicy.of(each.name, self._knobs_of(setting, each.name, each.knobs))
+            for each in (ClassPlan(DEFAULT_CLASS, ()), *self.classes)
+        }
+
+        def lookup(tenant: str) -> tuple[str, TenantPolicy]:
+            user, _, _ = tenant.partition("/")
+            return user, policies[plans[user].name if user in plans else DEFAULT_CLASS]
+
+        return lookup
+
+    def _knobs_of(self, setting: SettingPlan, target: str, own: Knobs) -> Knobs:
+        """What is said of a model, device or class beats what is said of all."""
+        prefix = f"{target}."
+        set_here = {
+            name.removeprefix(prefix): value for name, value in setting.knobs.items() if name.startswith(prefix)
+        }
+        return self.general_knobs(setting) | own | set_here
 
 
 def of_trace(trace: Trace) -> Scenario:
@@ -208,21 +294,30 @@ def load_scenario(path: Path, trace: Trace | None = None) -> Scenario:
     return _Reader(str(path), trace).scenario(read_toml(path))
 
 
-def parse_knobs(origin: str | None, section: str, knobs: Mapping[str, Any], models: Sequence[str]) -> Knobs:
-    """Knobs by address, in their units. Raises ConfigError."""
+def parse_knobs(
+    origin: str | None, section: str, knobs: Mapping[str, Any], targets: Mapping[Scope, Sequence[str]], *,
+    scope: Scope | None = None,
+) -> Knobs:  # fmt: skip
+    """Knobs by address, in their units; of one scope only where it is given. Raises ConfigError.
+
+    `targets` are the models, devices and classes that a knob may be set for.
+    """
     parsed: Knobs = {}
     for address, value in knobs.items():
-        model, dot, name = address.rpartition(".")
+        target, dot, name = address.rpartition(".")
         key = f"{section}.{address}" if section else address
-        if dot and model not in models:
-            raise ConfigError(origin, key, value, f"there is no model {model}; {suggestion(model, models)}")
         try:
-            knob = find(name, value, scope=Scope.MODEL if dot else None)
+            knob = find(name, value, scope=scope)
+            if dot:
+                knob = find(name, value, scope=Scope.MODEL if knob.scope is Scope.GLOBAL else knob.scope)
             parsed[address] = knob.parse(value)
         except KnobError as error:
             raise ConfigError(origin, key, error.value, error.remedy) from None
-        if knob.scope not in (Scope.MODEL, Scope.GLOBAL):
+        if knob.scope not in (Scope.MODEL, Scope.GLOBAL) and name not in SIMULATED:
             raise ConfigError(origin, key, value, f"this is a {knob.scope} knob, of which the simulation knows nothing")
+        known = targets.get(knob.scope, ())
+        if dot and target not in known:
+            raise ConfigError(origin, key, value, f"there is no {knob.scope} {target}; {suggestion(target, known)}")
     return parsed
 
 
@@ -250,17 +345,21 @@ class _Reader:
         devices = dict(self._devices(file.devices or [{}]))
         names = list(file.models)
         calibration = None if self._trace is None else calibrate(self._trace)
+        device_knobs = self._device_knobs(file.devices, devices)
         models = [self._model(name, table, devices, calibration) for name, table in file.models.items()]
         if not models:
             raise self._error("models", None, "name a model: a line [models.NAME], with fixed_us and row_us below")
         workloads = list(self._workloads(file.workloads, names))
-        settings = [self._setting(number, table, names, devices) for number, table in enumerate(file.settings)]
         scenario = Scenario(
             models, devices, [each for _, each in workloads], [name for name, _ in workloads],
-            settings or [SettingPlan("default")], parse_knobs(self._origin, "knobs", file.knobs, ()),
+            [SettingPlan("default")], parse_knobs(self._origin, "knobs", file.knobs, {}),
             Hop(round(hop.latency_us * 1e3), round(hop.request_us * 1e3), round(hop.batch_us * 1e3)), file.seed,
-            file.duration_s, file.warmup_s, file.replications, self._scaling(file.scaling, devices), self._trace,
+            file.duration_s, file.warmup_s, file.replications, self._scaling(file.scaling, devices),
+            self._sweep(file.sweep, workloads), self._trace, self._classes(file.tenants), device_knobs,
         )  # fmt: skip
+        if file.settings:
+            settings = [self._setting(number, table, scenario) for number, table in enumerate(file.settings)]
+            scenario = replace(scenario, settings=settings)
         if calibration is not None and self._trace is not None:
             missing = sorted({record.model for record in self._trace.records} - set(names))
             if missing:
@@ -278,12 +377,16 @@ class _Reader:
                 raise self._error(
                     f"settings.{place + 1}.name", name, "named twice: give each setting a name of its own"
                 )
-        rate = sum(workload.rate_per_s for workload in scenario.workloads)
-        runs = scenario.replications * len(scenario.settings) * (1 + len(scenario.scaling))
-        requests = rate * (scenario.duration_s + scenario.warmup_s) * runs
+        runs = scenario.replications * len(scenario.settings)
+        rates = [self._rate(scenario)] * (1 + len(scenario.scaling))
+        rates += [self._rate(scenario.at_load(factor)) for factor in scenario.sweep.load]
+        requests = sum(rates) * (scenario.duration_s + scenario.warmup_s) * runs
         if requests > REQUESTS_MAX:
             remedy = f"this makes {requests:,.0f} requests over all runs, {REQUESTS_MAX:,} are allowed: shorten it"
             raise self._error("duration_s", scenario.duration_s, remedy)
+
+    def _rate(self, scenario: Scenario) -> float:
+        return sum(workload.rate_per_s for workload in scenario.workloads)
 
     def _devices(self, tables: Sequence[dict[str, Any]]) -> Iterator[tuple[int, Device]]:
         counts: dict[str, int] = {}
@@ -295,6 +398,32 @@ class _Reader:
                 index = counts.get(spec.kind, 0)
                 counts[spec.kind] = index + 1
                 yield sum(counts.values()), Device(f"{spec.kind}:{index}", spec.speed)
+
+    def _device_knobs(self, tables: Sequence[dict[str, Any]], devices: Mapping[int, Device]) -> dict[str, Knobs]:
+        """By name of the device; tables and devices come in the same order."""
+        names = iter(devices.values())
+        found: dict[str, Knobs] = {}
+        for number, table in enumerate(tables, 1):
+            spec = self._convert(f"devices.{number}", table, DeviceTable)
+            knobs = parse_knobs(self._origin, f"devices.{number}.knobs", spec.knobs, {}, scope=Scope.DEVICE)
+            found |= {next(names).name: knobs for _ in range(spec.count)}
+        return found
+
+    def _classes(self, tables: Mapping[str, dict[str, Any]]) -> list[ClassPlan]:
+        classes = []
+        owner: dict[str, str] = {}
+        for name, table in tables.items():
+            section = f"tenants.{name}"
+            own = dict(table)
+            users = own.pop("users", [] if name == DEFAULT_CLASS else [name])
+            if not isinstance(users, list) or not all(isinstance(user, str) for user in users):
+                raise self._error(f"{section}.users", users, 'give a list of names, such as ["a", "b"]')
+            for user in users:
+                if owner.setdefault(user, name) != name:
+                    raise self._error(f"{section}.users", user, f"is of the class {owner[user]} already")
+            knobs = parse_knobs(self._origin, section, own, {}, scope=Scope.TENANT)
+            classes.append(ClassPlan(name, users, knobs))
+        return classes
 
     def _model(
         self, name: str, table: dict[str, Any], devices: Mapping[int, Device], calibration: Calibration | None
@@ -308,7 +437,7 @@ class _Reader:
         workers = list(devices) if spec.devices is None else [worker_of[device] for device in spec.devices]
         if not workers:
             raise self._error(f"{section}.devices", [], "name a device, or leave it out: then all have the model")
-        knobs = parse_knobs(self._origin, f"{section}.knobs", spec.knobs, ())
+        knobs = parse_knobs(self._origin, f"{section}.knobs", spec.knobs, {}, scope=Scope.MODEL)
         return ModelPlan(name, self._service(section, name, spec, calibration), workers, knobs)
 
     def _service(self, section: str, name: str, spec: ModelTable, calibration: Calibration | None) -> Service:
@@ -344,10 +473,14 @@ class _Reader:
                 raise self._error(f"{section}.clients", None, "a closed loop needs clients: say how many")
             if not closed and spec.rate_per_s is None:
                 raise self._error(f"{section}.rate_per_s", None, "an open loop needs a rate: requests per second")
+            if spec.latest and not spec.sessions:
+                raise self._error(
+                    f"{section}.latest", True, "a newer request is one of the same session: give sessions"
+                )
             yield spec.name or f"{spec.model} {number}", Workload(
                 models.index(spec.model), spec.arrivals, 0.0 if closed else spec.rate_per_s or 0.0, spec.burst_s,
                 spec.pause_s, spec.clients or 0, spec.think_ms * 1e6, self._rows(section, spec.rows), spec.row_bytes,
-                _choice(spec.buckets), _choice(spec.tenants), _choice(spec.priorities), spec.sessions,
+                _choice(spec.buckets), _choice(spec.tenants), _choice(spec.priorities), spec.sessions, spec.latest,
                 round((spec.deadline_ms or 0) * 1e6),
             )  # fmt: skip
 
@@ -356,14 +489,26 @@ class _Reader:
             return Rows(rows.mean, self._shape(f"{section}.rows", rows.shape, rows.scv))
         return Choice([rows]) if isinstance(rows, int) else _choice(rows)
 
-    def _setting(
-        self, number: int, table: dict[str, Any], models: Sequence[str], devices: Mapping[int, Device]
-    ) -> SettingPlan:
+    def _setting(self, number: int, table: dict[str, Any], scenario: Scenario) -> SettingPlan:
         section = f"settings.{number + 1}"
         spec = self._convert(section, table, SettingTable)
-        if spec.replicas is not None and spec.replicas > len(devices):
-            raise self._error(f"{section}.replicas", spec.replicas, f"there are {len(devices)} devices")
-        return SettingPlan(spec.name, parse_knobs(self._origin, f"{section}.knobs", spec.knobs, models), spec.replicas)
+        if spec.replicas is not None and spec.replicas > len(scenario.devices):
+            raise self._error(f"{section}.replicas", spec.replicas, f"there are {len(scenario.devices)} devices")
+        knobs = parse_knobs(self._origin, f"{section}.knobs", spec.knobs, scenario.targets)
+        return SettingPlan(spec.name, knobs, spec.replicas)
+
+    def _sweep(self, table: dict[str, Any] | None, workloads: Sequence[tuple[str, Workload]]) -> Sweep:
+        if table is None:
+            return Sweep()
+        spec = self._convert("sweep", table, SweepTable)
+        if list(spec.load) != sorted(set(spec.load)):
+            raise self._error("sweep.load", spec.load, "give factors in ascending order, each once")
+        names = [name for name, _ in workloads]
+        for name in spec.workloads or ():
+            if name not in names:
+                raise self._error("sweep.workloads", name, f"no such workload; {suggestion(name, names)}")
+        swept = range(len(names)) if spec.workloads is None else map(names.index, spec.workloads)
+        return Sweep(spec.load, frozenset(swept))
 
     def _scaling(self, table: dict[str, Any] | None, devices: Mapping[int, Device]) -> list[int]:
         if table is None:

@@ -33,7 +33,7 @@ rate_per_s = 1000
 deadline_ms = 20
 [[settings]]
 name = "one at a time"
-knobs = { max_batch = 1, queue_max = 20 }
+knobs = { max_batch = 1, queue_max = 20, tenant_queue_percent = 100, deadline_check = false }
 replicas = 1
 [[settings]]
 name = "together"
