@@ -16,7 +16,7 @@ from ..exits import Exit
 from ..simulation.intervals import Estimate
 from ..simulation.plots import pictures
 from ..simulation.results import Times
-from ..simulation.run import Display, Report, Scaling, compare
+from ..simulation.run import Display, Report, Scaling, Sweep, compare
 from ..simulation.scenario import Scenario, load_scenario, of_trace, parse_knobs
 from ..simulation.trace import BadTrace, Trace, read_trace
 from .output import Failure, Refusal, console, errors, examples, microseconds, table
@@ -135,6 +135,8 @@ def _text(report: Report) -> RenderableType:
     if any(summary.refused_per_s for summary in report.settings):
         sections.append(_refusals(report))
     sections += [_scaling(scaling) for scaling in report.scaling]
+    if report.sweeps:
+        sections.append(_sweeps(report.sweeps))
     spaced = [part for section in sections for part in ("", section)][1:]
     return Group(*spaced)
 
@@ -210,6 +212,21 @@ def _scaling(scaling: Scaling) -> RenderableType:
         best = "" if law.best is None else f", best at {law.best:.0f}"
         notes.append(f"[dim]{law.name}: σ = {law.serial:.3g}{kappa}{best}, R² = {law.r_squared:.4f}[/]")
     return Group(rows, *notes)
+
+
+def _sweeps(sweeps: list[Sweep]) -> RenderableType:
+    rows = table("LOAD", right=tuple(f"× {factor:g}" for factor in sweeps[0].load))
+    rows.add_row("offered/s", *(f"{point.offered_per_s.mean:,.0f}" for point in sweeps[0].points))
+    for sweep in sweeps:
+        tails = [point.response.p99_us for point in sweep.points]
+        rows.add_row(
+            f"[bold]{escape(sweep.setting)}[/], in time/s",
+            *(f"{each.goodput_per_s.mean:,.0f}" for each in sweep.points),
+        )
+        rows.add_row(
+            "  [dim]p99[/]", *("–" if tail is None else microseconds(tail.mean) for tail in tails), style="dim"
+        )
+    return rows
 
 
 def _times(times: Times) -> list[str]:

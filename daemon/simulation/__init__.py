@@ -15,7 +15,9 @@
     run.py          a scenario, all settings and replications
     scaling.py      Amdahl's, Gustafson's and the universal scalability law, fitted
     theory.py       what queueing theory says, to compare with
+    frame.py        what the pictures have in common
     plots.py        the pictures, as SVG
+    plots_sweep.py  those of a swept load
 
 Everything is drawn from seeds, one stream per purpose, so settings that are compared meet the very same requests
 (common random numbers).

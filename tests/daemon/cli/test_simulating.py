@@ -92,7 +92,8 @@ def test_pictures_are_drawn(tensord: Command, scenario: Path, tmp_path: Path) ->
     ended = tensord("simulate", scenario, "--plot", tmp_path / "pictures")
     assert ended.code == Exit.OK
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert names == {"latency.svg", "outcomes.svg", "scaling-1.svg", "scaling-2.svg"}
+    scalings = {"scaling-1.svg", "scaling-2.svg"}
+    assert names == {"latency.svg", "latency-1.svg", "latency-2.svg", "outcomes.svg", *scalings}
     for path in (tmp_path / "pictures").iterdir():
         ET.fromstring(path.read_text())
     assert "Amdahl: σ" in ended.out

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from tensord.daemon.config import ConfigError
-from tensord.daemon.simulation.engine import Device, Hop
 from tensord.daemon.knob import Scope
+from tensord.daemon.simulation.engine import Device, Hop
 from tensord.daemon.simulation.scenario import (
     ClassPlan,
     Scenario,
