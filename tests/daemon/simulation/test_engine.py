@@ -238,6 +238,25 @@ def test_a_large_request_is_refused_whole() -> None:
     assert tally.batches == {}
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("order", ["fcfs", "sjf", "edf"])
+def test_every_request_gets_one_answer_or_one_error(seed: int, order: str) -> None:
+    """Large, small, hurried and replaced ones, more than two devices can do; the scheduler is left empty, too."""
+    random = np.random.default_rng(seed)
+    made, at = [], 0
+    for _ in range(300):
+        at += int(random.exponential(2 * MS))
+        rows, deadline_ns, latest = int(random.integers(1, 30)), int(random.exponential(30 * MS)) + 1, random.random()
+        session = int(random.integers(1, 4)) if latest < 0.3 else 0
+        made.append(request(at, rows=rows, deadline_ns=deadline_ns, session=session, latest=latest < 0.3))
+    tally = simulated(
+        made, speeds=[1.0, 2.0], max_batch=8, depth=2, order=order, deadline_check=bool(seed % 2), queue_rows_max=60
+    )
+    assert (tally.arrived, tally.waiting) == (300, 0)
+    assert tally.answered + tally.refused.total() == 300
+    assert len(tally.refused) >= 2
+
+
 def test_a_client_of_a_closed_loop_waits_for_all_parts() -> None:
     def make(sent_ns: int, flow: int) -> SimulatedRequest:
         return request(sent_ns, rows=10, flow=flow)
