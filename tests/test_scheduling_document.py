@@ -12,7 +12,7 @@ from tensord.daemon.scheduling import ReleaseReason
 from tensord.daemon.scheduling.balance import BALANCE_POLICIES
 from tensord.daemon.scheduling.batching import BATCHINGS
 from tensord.daemon.scheduling.order import ORDER_POLICIES
-from tensord.daemon.simulation.scenario import SIMULATED, load_scenario
+from tensord.daemon.simulation.scenario_file import SIMULATED, load_scenario
 from tensord.ipc.errors import ERRORS
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,8 @@ from ..simulation.intervals import Estimate
 from ..simulation.plots import pictures
 from ..simulation.results import Times
 from ..simulation.run import Display, Report, Scaling, Sweep, compare
-from ..simulation.scenario import Scenario, load_scenario, of_trace, parse_knobs
+from ..simulation.scenario import Scenario, of_trace
+from ..simulation.scenario_file import load_scenario, parse_knobs
 from ..simulation.trace import BadTrace, Trace, read_trace
 from .output import Failure, Refusal, console, errors, examples, microseconds, table
 

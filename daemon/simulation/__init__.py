@@ -1,6 +1,7 @@
 """The scheduling core in virtual time: what would these settings do under that load? (pure)
 
-    scenario.py     the TOML file: models, devices, workloads, settings to compare
+    scenario.py     what to simulate: models, devices, workloads, settings to compare
+    scenario_file.py, scenario_tables.py    the same as TOML
     trace.py        a recorded load: writer for the front end, strict reader
     shapes.py       random numbers of mean 1 and a given variance
     workload.py     who asks when, for what: endless, by seed

@@ -5,7 +5,8 @@ import pytest
 
 from tensord.daemon.simulation import theory
 from tensord.daemon.simulation.run import compare, simulate
-from tensord.daemon.simulation.scenario import Knobs, Scenario, SettingPlan, load_scenario, of_trace
+from tensord.daemon.simulation.scenario import Knobs, Scenario, SettingPlan, of_trace
+from tensord.daemon.simulation.scenario_file import load_scenario
 
 from .test_replay import MS, ran, trace
 

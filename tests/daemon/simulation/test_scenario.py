@@ -10,10 +10,9 @@ from tensord.daemon.simulation.scenario import (
     Scenario,
     SettingPlan,
     Sweep,
-    load_scenario,
     of_trace,
-    parse_knobs,
 )
+from tensord.daemon.simulation.scenario_file import load_scenario, parse_knobs
 from tensord.daemon.simulation.shapes import Kind, Shape
 from tensord.daemon.simulation.workload import Arrivals, Choice, Rows
 
