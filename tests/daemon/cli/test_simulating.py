@@ -99,6 +99,15 @@ def test_pictures_are_drawn(tensord: Command, scenario: Path, tmp_path: Path) ->
     assert "Amdahl: σ" in ended.out
 
 
+def test_a_swept_load_is_a_table_and_pictures(tensord: Command, scenario: Path, tmp_path: Path) -> None:
+    scenario.write_text(SCENARIO + "[sweep]\nload = [0.5, 1]\n")
+    ended = tensord("simulate", scenario, "--plot", tmp_path)
+    (heading,) = [line for line in ended.out.splitlines() if line.startswith("LOAD")]
+    assert heading.split() == ["LOAD", "×", "0.5", "×", "1"]
+    assert "together, in time/s" in ended.out
+    assert (tmp_path / "sweep-goodput.svg").exists()
+
+
 def test_a_trace_is_replayed_with_its_settings(tensord: Command, trace: Path) -> None:
     (setting,) = json.loads(tensord("simulate", "--trace", trace, "--json").out)["settings"]
     assert setting["setting"] == "as recorded"
