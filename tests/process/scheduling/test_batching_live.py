@@ -1,0 +1,86 @@
+"""Batching policies on a real daemon: what a batch waited for, and how large it became."""
+
+from collections import Counter
+from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .load import Ask, Flow, errors, nap_s, run
+
+if TYPE_CHECKING:
+    from tests.process.conftest import Connect, Daemon
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(90)]
+
+
+def released(daemon: "Daemon") -> Counter[str]:
+    """Batches of `nap` by the reason of their release."""
+    counters = next(model.counters for model in daemon.status().models if model.name == "nap")
+    return Counter({name: count for name, count in counters.items() if name.startswith("released_")})
+
+
+def test_batchings_change_under_load_without_an_error(idle: "Daemon", join: "Connect") -> None:
+    def switch() -> None:
+        for batching in ("aimd", "deferred", "fixed", "deferred", "aimd", "fixed"):
+            idle.set(nap__batching=batching)
+            before = [len(flow.ended) for flow in flows]
+            while any(len(flow.ended) < count + 8 and flow.is_alive() for flow, count in zip(flows, before)):
+                flows[0].join(0.005)
+        for flow in flows:
+            flow.stop()
+
+    with idle.knobs(nap__latency_target_ms=20):
+        flows = [Flow(join(), iter(lambda: Ask(rows=3), None), depth=6) for _ in range(2)]
+        assert errors(run(*flows, meanwhile=switch)) == {}
+
+
+def test_a_batch_that_is_not_full_ends_at_a_preferred_size(idle: "Daemon", join: "Connect") -> None:
+    """Seven rows wait while a worker is busy for longer than they come: four go, as is preferred, and then three."""
+    asks = [Ask(rows=8), *[Ask() for _ in range(7)]]
+    with idle.knobs(pipeline_depth=1, nap__preferred_batches="2,4"):
+        sizes = Counter(each.batch_rows for each in run(Flow(join(), asks)))
+    assert sizes == {8: 1, 4: 4, 2: 2, 1: 1}
+
+
+def test_fixed_batches_fill_and_aimd_keeps_the_target(idle: "Daemon", join: "Connect") -> None:
+    """A flood of single rows: batches of 64 take three times the target, so AIMD finds smaller ones."""
+    sizes = {}
+    with idle.knobs(nap__max_batch=64, nap__latency_target_ms=12, pipeline_depth=1):
+        for batching in ("fixed", "aimd"):
+            with idle.knobs(nap__batching=batching):
+                ended = run(Flow(join(), iter(lambda: Ask(), None), depth=200), seconds=1.0)
+                assert errors(ended) == {}
+                sizes[batching] = median(each.batch_rows for each in ended[len(ended) // 2 : -200])
+    print(sizes)
+    assert sizes["fixed"] == 64
+    assert 8 <= sizes["aimd"] <= 30
+    assert nap_s(64) > 0.03
+
+
+def test_a_deferred_batch_waits_for_the_target_although_the_worker_is_idle(idle: "Daemon", join: "Connect") -> None:
+    run(Flow(join(), [Ask()] * 4, depth=1))  # how long a batch takes is known
+    before = released(idle)
+    waited_s = {}
+    with idle.knobs(nap__latency_target_ms=60):
+        for batching in ("fixed", "deferred"):
+            with idle.knobs(nap__batching=batching):
+                waited_s[batching] = fmean(each.queue_s for each in run(Flow(join(), [Ask()] * 4, depth=1)))
+    assert waited_s["deferred"] > 0.055
+    assert waited_s["fixed"] < 0.5 * waited_s["deferred"]
+    idle.wait_idle()
+    assert released(idle) - before == {"released_idle": 4, "released_window": 4}
+
+
+def test_a_deferred_batch_starts_in_time_for_its_earliest_deadline(idle: "Daemon", join: "Connect") -> None:
+    """Requests that come one after the other go together, as late as the first deadline allows."""
+    run(Flow(join(), [Ask()] * 4, depth=1))
+    before = released(idle)
+    asks = [Ask(0.01 * number, deadline_s=0.2 + 0.1 * number) for number in range(5)]
+    with idle.knobs(nap__batching="deferred", nap__latency_target_ms=5000):
+        ended = run(Flow(join(), asks))
+    assert [each.met for each in ended] == [True] * 5
+    assert [each.batch_rows for each in ended] == [5] * 5
+    assert max(each.queue_s for each in ended) > 0.1
+    idle.wait_idle()
+    assert released(idle) - before == {"released_deadline": 1}
