@@ -1,5 +1,6 @@
 """Batching policies on a real daemon: what a batch waited for, and how large it became."""
 
+import contextlib
 from collections import Counter
 from statistics import fmean, median
 from typing import TYPE_CHECKING
@@ -9,15 +10,25 @@ import pytest
 from .load import Ask, Flow, errors, nap_s, run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tensord.daemon.control import InstanceStatus
     from tests.process.conftest import Connect, Daemon
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(90)]
 
 
-def released(daemon: "Daemon") -> Counter[str]:
-    """Batches of `nap` by the reason of their release."""
-    counters = next(model.counters for model in daemon.status().models if model.name == "nap")
-    return Counter({name: count for name, count in counters.items() if name.startswith("released_")})
+@contextlib.contextmanager
+def released(daemon: "Daemon", **expected: int) -> "Iterator[None]":
+    """So many batches of `nap` are released meanwhile, by their reasons; counted soon after the answer."""
+
+    def counters(status: "InstanceStatus") -> Counter[str]:
+        found = next(model.counters for model in status.models if model.name == "nap")
+        return Counter({name.removeprefix("released_"): n for name, n in found.items() if name.startswith("released_")})
+
+    before = counters(daemon.status())
+    yield
+    daemon.wait_status(lambda now: counters(now) - before == expected)
 
 
 def test_batchings_change_under_load_without_an_error(idle: "Daemon", join: "Connect") -> None:
@@ -60,29 +71,23 @@ def test_fixed_batches_fill_and_aimd_keeps_the_target(idle: "Daemon", join: "Con
 
 def test_a_deferred_batch_waits_for_the_target_although_the_worker_is_idle(idle: "Daemon", join: "Connect") -> None:
     run(Flow(join(), [Ask()] * 4, depth=1))  # how long a batch takes is known
-    before = released(idle)
     waited_s = {}
-    with idle.knobs(nap__latency_target_ms=60):
+    with idle.knobs(nap__latency_target_ms=60), released(idle, idle=4, window=4):
         for batching in ("fixed", "deferred"):
             with idle.knobs(nap__batching=batching):
                 waited_s[batching] = fmean(each.queue_s for each in run(Flow(join(), [Ask()] * 4, depth=1)))
     assert waited_s["deferred"] > 0.055
     assert waited_s["fixed"] < 0.5 * waited_s["deferred"]
-    idle.wait_idle()
-    assert released(idle) - before == {"released_idle": 4, "released_window": 4}
 
 
 def test_a_deferred_batch_starts_in_time_for_its_earliest_deadline(idle: "Daemon", join: "Connect") -> None:
     """Requests that come one after the other go together, as late as the first deadline allows."""
     run(Flow(join(), [Ask()] * 4, depth=1))
-    before = released(idle)
     asks = [Ask(0.01 * number, deadline_s=0.2 + 0.1 * number) for number in range(5)]
-    with idle.knobs(nap__batching="deferred", nap__latency_target_ms=5000):
+    with idle.knobs(nap__batching="deferred", nap__latency_target_ms=5000), released(idle, deadline=1):
         ended = run(Flow(join(), asks))
     assert [each.batch_rows for each in ended] == [5] * 5
     assert max(each.queue_s for each in ended) > 0.1
-    idle.wait_idle()
-    assert released(idle) - before == {"released_deadline": 1}
 
 
 def test_deferred_batches_are_in_time_and_refuse_nobody_who_could_be(idle: "Daemon", join: "Connect") -> None:
