@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _TENSORS: Final = ((("x", "float32", (2,)),), (("y", "float32", (3,)),))
 NAPS: Final = {name: ModelFiles("nap", *_TENSORS, {"max_batch": 8, "window_us": 0}) for name in ("nap", "lame")}
-KNOBS: Final = 'spin_us = 0\nin_flight_max = 65_536\nlog_level = "warning"'
+KNOBS: Final = 'spin_us = 0\nin_flight_max = 65_536\nlog_level = "warning"\n'
 """Workers that wait leave the processor to those who send; a connection may have an open loop's queue in flight."""
 
 
@@ -24,10 +24,16 @@ def devices() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def napping(devices: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def classes() -> str:
+    """Of the users of the module's daemon, as TOML."""
+    return ""
+
+
+@pytest.fixture(scope="module")
+def napping(devices: tuple[str, ...], classes: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """The module's daemon."""
     with contextlib.ExitStack() as stack:
-        running = Daemon(tmp_path_factory.mktemp("napping"), KNOBS, models=NAPS, devices=devices)
+        running = Daemon(tmp_path_factory.mktemp("napping"), KNOBS + classes, models=NAPS, devices=devices)
         stack.callback(running.stop)
         yield running.wait_ready()
 
