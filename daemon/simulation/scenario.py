@@ -1,7 +1,7 @@
 """What to simulate: a TOML file, read strictly, or a trace.
 
 seed, duration_s, warmup_s, replications
-[hop]                     latency_us, request_us, batch_us: what the way through the daemon costs
+[hop]                     latency_us, request_us, batch_us, worker_us: what the way through the daemon costs
 [knobs]                   global knobs, and general values of model knobs, as in the daemon's configuration
 [[devices]]               kind, count, speed: cpu:0, cpu:1, …
 [models.NAME]             fixed_us, row_us, shape, scv, devices; [models.NAME.buckets.B]; [models.NAME.knobs]
@@ -53,6 +53,7 @@ class HopTable(_Strict, frozen=True):
     latency_us: NotNegative = 0.0
     request_us: NotNegative = 0.0
     batch_us: NotNegative = 0.0
+    worker_us: NotNegative = 0.0
 
 
 class DeviceTable(_Strict, frozen=True):
@@ -258,7 +259,8 @@ class _Reader:
         scenario = Scenario(
             models, devices, [each for _, each in workloads], [name for name, _ in workloads],
             settings or [SettingPlan("default")], parse_knobs(self._origin, "knobs", file.knobs, ()),
-            Hop(round(hop.latency_us * 1e3), round(hop.request_us * 1e3), round(hop.batch_us * 1e3)), file.seed,
+            Hop(*(round(each * 1e3) for each in (hop.latency_us, hop.request_us, hop.batch_us, hop.worker_us))),
+            file.seed,
             file.duration_s, file.warmup_s, file.replications, self._scaling(file.scaling, devices), self._trace,
         )  # fmt: skip
         if calibration is not None and self._trace is not None:

@@ -87,7 +87,7 @@ def test_every_recorded_request_comes_again_at_its_time() -> None:
     calibration = calibrate(trace(ran(0, 2, MS)))
     model = SimulatedModel("m", ModelPolicy(), calibration.services["m"], [1])
     tally = Tally(0, NEVER)
-    source = replayed(made, ["m"], [calibration.services["m"]], (1, 0))
+    source = replayed(made, ["m"], [calibration.services["m"]], calibration.devices, (1, 0))
     Engine([model], calibration.devices, [source], tally).run()
     assert (tally.arrived, tally.answered, tally.answered_rows, tally.waiting) == (300, 300, 600, 0)
     assert set(tally.tenants) == {"0", "1", "2"}
@@ -126,7 +126,7 @@ def test_a_recorded_load_behaves_the_same_when_it_is_replayed(tmp_path: Path) ->
     calibration = calibrate(recorded)
     again = Tally(0, NEVER)
     model = SimulatedModel("m", ModelPolicy(), calibration.services["m"], [1, 2])
-    source = replayed(recorded, ["m"], [calibration.services["m"]], (5, 0))
+    source = replayed(recorded, ["m"], [calibration.services["m"]], calibration.devices, (5, 0))
     Engine([model], calibration.devices, [source], again, hop=calibration.hop).run()
     assert calibration.hop.latency_ns == pytest.approx(80 * US, rel=0.05)
     assert calibration.devices[2].speed / calibration.devices[1].speed == pytest.approx(2.0, rel=0.05)
