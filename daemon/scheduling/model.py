@@ -445,10 +445,10 @@ class ModelQueue:
         if self.policy.order == "mlfq":
             self.flows.charge(now, batch.requests, compute_ns)
 
-    def learn(self, now: int, batch: Batch[Any], device: str, compute_ns: int) -> None:
-        """A batch took so long, as others of its kind will."""
+    def learn(self, now: int, batch: Batch[Any], device: str, compute_ns: int, *, alone: bool) -> None:
+        """A batch took so long, as others of its kind will; `alone`: its worker had nothing else when it came."""
         self.costs.learn(batch.bucket, device, batch.rows, compute_ns)
-        self.batching.learn(now, batch)
+        self.batching.learn(now, batch, now - batch.released_ns - compute_ns if alone else None)
 
     def refuse(self, request: Request, error: TensordError) -> TensordError:
         """Count a refusal at submission."""

@@ -260,6 +260,7 @@ class Scheduler(Generic[R]):
         worker = self._workers.get(batch.worker)
         if worker is None or not worker.finish(batch):
             return
+        alone = worker.busy_since_ns == batch.released_ns
         worker.busy_since_ns = now
         model, requests = batch.queue, batch.requests
         learn_from(now, batch)
@@ -276,7 +277,7 @@ class Scheduler(Generic[R]):
             if not failed:
                 if worker.in_flight:
                     model.forecast.returned(batch.rows, compute_ns, behind=model.queued > 0)
-                model.learn(now, batch, worker.device, compute_ns)
+                model.learn(now, batch, worker.device, compute_ns, alone=alone)
             excess_ns = compute_ns - batch.predicted_ns
             worker.clocks[batch.priority].correct(batch.model, excess_ns, model.policy.weight)
         worker.health.recover(now)

@@ -6,8 +6,8 @@ The front end is one event loop, and so a server itself: all that has come by th
 
 that keeps it busy for a time per request and per batch. What it releases and answers in a turn leaves at the turn's
 end. A batch then takes `latency_ns` there and as much back; meanwhile nobody is busy. A worker computes its batches
-one after the other, in the order in which they were released to it. A request of more rows than a batch is cut into
-parts, and answered when all of them have ended.
+one after the other, in the order in which they were released to it, and needs `worker_ns` of its own for each. A
+request of more rows than a batch is cut into parts, and answered when all of them have ended.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,6 +43,8 @@ class Hop:
     """The front end's own time for a request: reading, submitting, answering."""
     batch_ns: int = 0
     """The same for a batch: releasing it and taking its answer."""
+    worker_ns: int = 0
+    """The worker's own time for a batch, beside device time: the next one waits for that, too."""
 
 
 @dataclass(frozen=True)
@@ -222,9 +224,10 @@ class Engine:
             batch.bucket, batch.rows, leader.factor, self._devices[worker].speed
         )
         begun_ns = max(self._free_ns + latency_ns, self._device_free_ns[worker])
-        ended_ns = self._device_free_ns[worker] = begun_ns + compute_ns
+        ended_ns = begun_ns + compute_ns
+        free_ns = self._device_free_ns[worker] = ended_ns + self._hop.worker_ns
         self._tally.begin(batch, begun_ns, ended_ns)
-        heappush(self._events, (ended_ns + latency_ns, next(self._unique), (batch, begun_ns, ended_ns)))
+        heappush(self._events, (free_ns + latency_ns, next(self._unique), (batch, begun_ns, ended_ns)))
 
     def _reply(self, batch: Batch[SimulatedRequest], begun_ns: int, ended_ns: int) -> list[Refused]:
         """Answer who is through; returns the requests of which another part has failed."""

@@ -76,7 +76,7 @@ def simulate(scenario: Scenario, setting: SettingPlan, replication: int, replica
 def _sources(scenario: Scenario, timeouts_ns: Sequence[int], seed: tuple[int, int]) -> Sequence[Source]:
     if scenario.trace is not None:
         names, services = [model.name for model in scenario.models], [model.service for model in scenario.models]
-        return [replayed(scenario.trace, names, services, seed)] * len(names)
+        return [replayed(scenario.trace, names, services, scenario.devices, seed)] * len(names)
     return [
         source_of(
             number,

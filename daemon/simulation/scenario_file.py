@@ -1,7 +1,7 @@
 """The file of a scenario, TOML: read strictly; whatever is wrong is one line with key and value.
 
 seed, duration_s, warmup_s, replications
-[hop]                     latency_us, request_us, batch_us: what the way through the daemon costs
+[hop]                     latency_us, request_us, batch_us, worker_us: what the way through the daemon costs
 [knobs]                   global knobs, and general values of all others, as in the daemon's configuration
 [[devices]]               kind, count, speed, knobs: cpu:0, cpu:1, …
 [models.NAME]             fixed_us, row_us, shape, scv, devices; [models.NAME.buckets.B]; [models.NAME.knobs]
@@ -106,8 +106,8 @@ class _Reader:
         scenario = Scenario(
             models, devices, [each for _, each in workloads], [name for name, _ in workloads],
             [SettingPlan("default")], parse_knobs(self._origin, "knobs", file.knobs, {}),
-            Hop(round(hop.latency_us * 1e3), round(hop.request_us * 1e3), round(hop.batch_us * 1e3)), file.seed,
-            file.duration_s, file.warmup_s, file.replications, self._scaling(file.scaling, devices),
+            Hop(*(round(each * 1e3) for each in (hop.latency_us, hop.request_us, hop.batch_us, hop.worker_us))),
+            file.seed, file.duration_s, file.warmup_s, file.replications, self._scaling(file.scaling, devices),
             self._sweep(file.sweep, workloads), self._trace, self._classes(file.tenants), device_knobs,
         )  # fmt: skip
         if file.settings:

@@ -28,6 +28,7 @@ class HopTable(_Strict, frozen=True):
     latency_us: NotNegative = 0.0
     request_us: NotNegative = 0.0
     batch_us: NotNegative = 0.0
+    worker_us: NotNegative = 0.0
 
 
 class DeviceTable(_Strict, frozen=True):

@@ -139,6 +139,12 @@ def test_a_deeper_pipeline_hides_the_hop(depth: int, third_us: int) -> None:
     assert responses_us(tally)[-1] == third_us - 1
 
 
+def test_the_next_batch_waits_for_the_worker_s_own_time_too() -> None:
+    tally = simulated([request(0), request(0)], hop=Hop(worker_ns=100 * US), max_batch=1)
+    assert list(tally.times[0].waits) == [0, 1_100 * US]
+    assert list(tally.times[0].responses) == [1_100 * US, 2_200 * US]
+
+
 def test_the_front_end_handles_one_turn_after_the_other() -> None:
     """Ten requests at once are one turn of ten times 100 µs; what comes meanwhile is the next turn."""
     tally = simulated(

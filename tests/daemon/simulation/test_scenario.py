@@ -58,6 +58,7 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
         latency_us = 1
         request_us = 2
         batch_us = 3
+        worker_us = 4
         [knobs]
         pipeline_depth = 3
         window_us = "2ms"
@@ -106,7 +107,7 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
         """,
     )
     assert (scenario.seed, scenario.duration_s, scenario.warmup_s, scenario.replications) == (7, 2.5, 0.5, 3)
-    assert scenario.hop == Hop(1_000, 2_000, 3_000)
+    assert scenario.hop == Hop(1_000, 2_000, 3_000, 4_000)
     assert scenario.knobs == {"pipeline_depth": 3, "window_us": 2_000}
     assert list(scenario.devices.values()) == [Device("cuda:0", 4.0), Device("cuda:1", 4.0), Device("cpu:0", 1.0)]
     (model,), (workload,), (setting,) = scenario.models, scenario.workloads, scenario.settings
