@@ -364,6 +364,7 @@ class ModelQueue:
             if len(self.accounts) > 1 and not self.crowded:
                 self._become_crowded()
         else:
+            account.share.user = self.users.of(tenant)  # forgotten and made anew, it may be, since it waited last
             account.share.join(self.round)
             account.join(account.share.names_round)
         if self.crowded and not account.rows:
