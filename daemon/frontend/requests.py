@@ -57,7 +57,7 @@ class InferRequest(Request):
             now_ns,
             deadline_ns,
             session,
-            flow=session or connection.flow,
+            flow=hash((connection.tenant, session)) if session else connection.flow,
             nbytes=form.nbytes,
             latest=latest,
         )

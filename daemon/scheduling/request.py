@@ -95,7 +95,7 @@ class Request:
         self.session = session
         """For balance policies that keep a session on one replica; 0 for none."""
         self.flow = flow
-        """Requests with the same number are one flow to the order policy MLFQ: a connection, or a session."""
+        """Requests with the same number are one flow to the order policy MLFQ: a connection, or a tenant's session."""
         self.nbytes = nbytes
         """Bytes of its tensors, inputs and outputs."""
         self.latest = latest

@@ -278,3 +278,16 @@ def test_a_batch_of_one_is_that_request(make_request: MakeRequest, model: Model,
     assert request.lease is not None
     expected = [[(0, rows, request.lease.offset(position))] for position in range(4)]
     assert descriptor.inputs + descriptor.outputs == expected
+
+
+def test_a_session_is_a_flow_of_its_tenant_and_of_no_connection(make_request: MakeRequest) -> None:
+    made = make_request()
+    connection = made.connection
+
+    def flow(session: int) -> int:
+        return InferRequest(connection, 1, made.model_served, made.form, 1, session, 10**18, 5).flow
+
+    plain, mine = flow(0), flow(connection.flow)
+    assert mine == flow(connection.flow) != plain
+    connection.tenant = "somebody else"
+    assert flow(connection.flow) != mine
