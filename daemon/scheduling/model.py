@@ -448,7 +448,9 @@ class ModelQueue:
     def learn(self, now: int, batch: Batch[Any], device: str, compute_ns: int, *, alone: bool) -> None:
         """A batch took so long, as others of its kind will; `alone`: its worker had nothing else when it came."""
         self.costs.learn(batch.bucket, device, batch.rows, compute_ns)
-        self.batching.learn(now, batch, now - batch.released_ns - compute_ns if alone else None)
+        if alone:
+            self.costs.hop.learn(now - batch.released_ns - compute_ns)
+        self.batching.learn(now, batch)
 
     def refuse(self, request: Request, error: TensordError) -> TensordError:
         """Count a refusal at submission."""

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from tensord.ipc.errors import QueueDelay, TensordError
 
-from .admission import concurrency_limit, deadline_exceeded, pipeline_rows
+from .admission import concurrency_limit, deadline_exceeded, pipeline_rows, spare_rows
 from .feasibility import drain_ns
 from .model import ModelQueue
 from .queues import BucketQueue
@@ -132,3 +132,4 @@ def learn_from(now: int, batch: Batch[Any]) -> None:
             most=model.policy.queue_max + pipeline_rows(model),
             pipeline_ns=model.policy.window_ns + (depth + 1) * batch.predicted_ns,
         )
+        model.ease_rows = min(model.ease_rows, spare_rows(model))
