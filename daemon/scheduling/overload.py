@@ -79,8 +79,8 @@ def _delayed(now: int, bucket: BucketQueue, worker: Worker) -> Evicted:
                 evicted.append((request, model.refuse_accepted(request, error)))
     if evicted:
         retry_ms = max(1, int(drain_ns(now, model, sum(model.class_rows))) // 1_000_000)
-        for _, error in evicted:  # those behind it are gone, too: none of them waits for the others
-            error.retry_after_ms = retry_ms
+        for _, refusal in evicted:  # those behind it are gone, too: none of them waits for the others
+            refusal.retry_after_ms = retry_ms
     return evicted
 
 

@@ -140,8 +140,8 @@ def test_the_latest_start_leaves_time_for_the_way_to_the_worker_and_back(rig: Ri
         rig.complete(batch, 3 * MS // 2)
         early_ns.append(deadline_ns - rig.now)
     assert early_ns[0] < 0
-    assert 0 <= min(early_ns[5:])
-    assert max(early_ns) < MS
+    assert min(early_ns[5:]) >= 0
+    assert max(early_ns) < 2 * MS
 
 
 def test_answers_that_were_deferred_are_no_reason_to_refuse_others() -> None:

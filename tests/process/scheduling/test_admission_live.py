@@ -93,7 +93,6 @@ def test_a_refusal_says_when_the_same_request_will_be_accepted(
                     again_s = refused_s + refused[0].retry_after_ms / 1000 + TOLERANCE_S
     assert {type(each) for each in refused} == {error}
     assert all(each.retry_after_ms for each in refused)
-    print(error.__name__, len(refused), refused[0].retry_after_ms, answered_s - refused_s)
     assert again_s - refused_s < 3 * (answered_s - refused_s) + 2 * TOLERANCE_S
     idle.wait_status(
         lambda now: [model.counters[counter] for model in now.models if model.name == "nap"] == [before + len(refused)]
@@ -124,7 +123,6 @@ def test_bad_values_are_refused_with_the_reason_and_nothing_changes(
     before = values()
     refused = idle.ask(control.Set({"nap.max_batch": 16, **settings}))
     assert isinstance(refused, control.Refused)
-    print(refused.sentence)
     assert next(reversed(settings.keys())) in refused.sentence or next(iter(settings)) in refused.sentence
     assert reason in refused.sentence
     assert values() == before

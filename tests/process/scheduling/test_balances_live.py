@@ -63,7 +63,6 @@ def test_a_slow_device_gets_less(idle: "Daemon", join: "Connect", balance: str) 
     with idle.knobs(lame__balance=balance):
         run(Flow(join(), [Ask(rows=8)] * 8, depth=4, model="lame"))  # how long each takes is learned
         counts = devices_of(run(Flow(join(), [Ask(rows=8)] * 60, depth=1, model="lame")))
-    print(balance, counts)
     assert counts[1] < 0.3 * counts.total()
 
 
@@ -71,7 +70,6 @@ def test_least_connections_gives_a_slow_device_less_under_load(idle: "Daemon", j
     """Three batches at a time: the slow device holds its one or two four times as long."""
     with idle.knobs(lame__balance="least_connections"):
         counts = devices_of(run(Flow(join(), [Ask(rows=8)] * 60, depth=3, model="lame")))
-    print(counts)
     assert counts[1] < 0.4 * counts.total()
 
 

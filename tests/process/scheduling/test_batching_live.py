@@ -12,8 +12,9 @@ from .load import Ask, Flow, errors, nap_s, run
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tensord.daemon.control import InstanceStatus
     from tests.process.conftest import Connect, Daemon
+
+    from tensord.daemon.control import InstanceStatus
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(90)]
 
@@ -36,7 +37,9 @@ def test_batchings_change_under_load_without_an_error(idle: "Daemon", join: "Con
         for batching in ("aimd", "deferred", "fixed", "deferred", "aimd", "fixed"):
             idle.set(nap__batching=batching)
             before = [len(flow.ended) for flow in flows]
-            while any(len(flow.ended) < count + 8 and flow.is_alive() for flow, count in zip(flows, before)):
+            while any(
+                len(flow.ended) < count + 8 and flow.is_alive() for flow, count in zip(flows, before, strict=True)
+            ):
                 flows[0].join(0.005)
         for flow in flows:
             flow.stop()
@@ -63,7 +66,6 @@ def test_fixed_batches_fill_and_aimd_keeps_the_target(idle: "Daemon", join: "Con
                 ended = run(Flow(join(), iter(lambda: Ask(), None), depth=200), seconds=1.0)
                 assert errors(ended) == {}
                 sizes[batching] = median(each.batch_rows for each in ended[len(ended) // 2 : -200])
-    print(sizes)
     assert sizes["fixed"] == 64
     assert 8 <= sizes["aimd"] <= 30
     assert nap_s(64) > 0.03
