@@ -1,6 +1,5 @@
 """Every refusal of a real daemon: its error, its counter, and whether it keeps what its retry-after promises."""
 
-import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,12 +33,6 @@ ALL: Final = {"nap__tenant_queue_percent": 100}
 """The only tenant may have the whole queue."""
 TOLERANCE_S: Final = 0.05
 """A loaded machine is later than it was when predictions were learned."""
-
-
-@pytest.fixture(scope="module")
-def classes() -> str:
-    """The tests' user is in a class."""
-    return f'[tenants.mine]\nusers = ["uid:{os.getuid()}"]\n'
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from .conftest import start
 from .load import Ask, Ended, Flow, errors, run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.process.conftest import Connect, Daemon
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(90)]
@@ -19,9 +22,9 @@ BALANCES: Final = (
 
 
 @pytest.fixture(scope="module")
-def devices() -> tuple[str, ...]:
-    """Of the module's daemon."""
-    return ("cpu:0", "cpu:1")
+def napping(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Daemon]":
+    """The daemon of this module has two devices."""
+    yield from start(tmp_path_factory.mktemp("napping"), "cpu:0", "cpu:1")
 
 
 def devices_of(ended: list[Ended]) -> Counter[int]:

@@ -36,10 +36,8 @@ def test_batchings_change_under_load_without_an_error(idle: "Daemon", join: "Con
     def switch() -> None:
         for batching in ("aimd", "deferred", "fixed", "deferred", "aimd", "fixed"):
             idle.set(nap__batching=batching)
-            before = [len(flow.ended) for flow in flows]
-            while any(
-                len(flow.ended) < count + 8 and flow.is_alive() for flow, count in zip(flows, before, strict=True)
-            ):
+            before = {flow: len(flow.ended) for flow in flows}
+            while any(len(flow.ended) < count + 8 and flow.is_alive() for flow, count in before.items()):
                 flows[0].join(0.005)
         for flow in flows:
             flow.stop()
