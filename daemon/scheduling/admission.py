@@ -107,6 +107,11 @@ def pipeline_rows(model: ModelQueue) -> int:
     return model.policy.max_batch * max(1, depths)
 
 
+def spare_rows(model: ModelQueue) -> int:
+    """Rows that may wait without a look at the concurrency limit: no request has less than one, in workers or here."""
+    return max(0, concurrency_limit(model).limit - pipeline_rows(model))
+
+
 def _queue_full(
     now: int, request: Request, model: ModelQueue, user: User, replaced: Request | None
 ) -> TensordError | None:
@@ -149,12 +154,14 @@ def _draw_ease(request: Request, model: ModelQueue) -> None:
     """
     policy, replicas = model.policy, model.replicas
     model.ease_rows = 0
-    if not replicas or policy.adaptive_concurrency:
+    if not replicas:
         return
     rows = min(
         min(policy.queue_max, policy.queue_rows_max) * policy.tenant_queue_percent // 100,
         2 * sum(model.class_rows) + 4 * policy.max_batch,
     )
+    if policy.adaptive_concurrency:
+        rows = min(rows, spare_rows(model))
     if policy.deadline_check:
         worker = next(iter(replicas.values()))
         if not model.costs.knows(request.bucket, worker.device):

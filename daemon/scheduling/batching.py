@@ -17,7 +17,7 @@ What differs between the batchings:
     deferred    As late as the deadlines allow, so that batches become as full as they allow. Source: L. Chen et al.,
                 "Symphony: Optimized DNN Model Serving using Deferred Batch Scheduling", arXiv 2308.07470. The
                 prediction carries a margin for its usual error (LinearCost.upper_ns) and for the way to the worker
-                and back (HopTime): whoever starts at the last moment has nothing else in hand. Symphony presumes
+                and back (CostTable.hop): whoever starts at the last moment has nothing else in hand. Symphony presumes
                 that each request has a tight deadline; for those that have only the far default,
                 hold = max(window, target).
 
@@ -30,7 +30,7 @@ everything: its start was the latest for all of that, and a second batch behind 
 
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from tensord.ipc.limits import BATCH_REQUESTS_MAX
 
@@ -39,11 +39,6 @@ from .cost import CostTable, LinearCost
 from .policy import ModelPolicy
 from .queues import BucketQueue
 from .request import Batch, ReleaseReason
-
-HOP_SAMPLES: Final = 16
-"""The time of a hop is an average of about so many."""
-
-HOP_DEVIATIONS: Final = 3.0
 
 
 class FixedBatching:
@@ -73,8 +68,8 @@ class FixedBatching:
         """Device time to leave before a deadline for a batch of `rows`, in nanoseconds."""
         return cost.predicted_ns(rows)
 
-    def learn(self, now: int, batch: Batch[Any], hop_ns: int | None) -> None:
-        """A batch is through; it was on its way for `hop_ns` beside its device time, None: behind another batch."""
+    def learn(self, now: int, batch: Batch[Any]) -> None:
+        """A batch is through."""
 
 
 class AimdBatching(FixedBatching):
@@ -100,36 +95,12 @@ class AimdBatching(FixedBatching):
         spare_ns = self.policy.latency_target_ns - cost.predicted_ns(rows)
         return max(min(self.policy.window_ns, spare_ns), 0)
 
-    def learn(self, now: int, batch: Batch[Any], hop_ns: int | None) -> None:  # noqa: ARG002 - for those that defer
+    def learn(self, now: int, batch: Batch[Any]) -> None:
         if batch.requests[0].solo:
             return  # It has waited for the death of a worker, not for a batch.
         arrival_ns = min([request.arrival_ns for request in batch.requests])
         self._size.learn(now, arrival_ns, batch.released_ns, full=batch.reason is ReleaseReason.FULL)
         self.rows_max = self._size.rows
-
-
-class HopTime:
-    """What a batch's way to an idle worker and back takes beside device time: mean and mean deviation, as for TCP."""
-
-    __slots__ = ("_deviation_ns", "_mean_ns", "_samples")
-
-    def __init__(self) -> None:
-        self._mean_ns = self._deviation_ns = 0.0
-        self._samples = 0
-
-    @property
-    def upper_ns(self) -> int:
-        """Seldom exceeded."""
-        return int(self._mean_ns + HOP_DEVIATIONS * self._deviation_ns)
-
-    def learn(self, hop_ns: int) -> None:
-        """A batch took so long."""
-        self._samples += 1
-        gain = 1 / min(self._samples, HOP_SAMPLES)
-        error_ns = max(hop_ns, 0) - self._mean_ns
-        self._mean_ns += gain * error_ns
-        if self._samples > 1:
-            self._deviation_ns += gain * (abs(error_ns) - self._deviation_ns)
 
 
 class DeferredBatching(FixedBatching):
@@ -139,7 +110,7 @@ class DeferredBatching(FixedBatching):
 
     def __init__(self, policy: ModelPolicy, costs: CostTable) -> None:
         super().__init__(policy, costs)
-        self._hop = HopTime()
+        self._hop = costs.hop
 
     def defers(self, cost: LinearCost) -> bool:
         return cost.samples > 0
@@ -150,10 +121,6 @@ class DeferredBatching(FixedBatching):
 
     def compute_ns(self, cost: LinearCost, rows: int) -> int:
         return cost.upper_ns(rows) + self._hop.upper_ns
-
-    def learn(self, now: int, batch: Batch[Any], hop_ns: int | None) -> None:  # noqa: ARG002 - for those that adapt
-        if hop_ns is not None:
-            self._hop.learn(hop_ns)
 
 
 BATCHINGS: dict[str, Callable[[ModelPolicy, CostTable], FixedBatching]] = {

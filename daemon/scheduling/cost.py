@@ -35,6 +35,11 @@ TRUSTED_SAMPLES: Final = 4
 ERROR_SAMPLES: Final = 16
 """The error is an average of about so many samples."""
 
+HOP_SAMPLES: Final = 16
+"""The time of a hop is an average of about so many."""
+
+HOP_DEVIATIONS: Final = 3.0
+
 ERROR_PRIOR: Final = 0.25
 """Relative error of a line that has yet to learn its own."""
 
@@ -183,12 +188,37 @@ class LinearCost:
         return line
 
 
+class HopTime:
+    """What a batch's way to an idle worker and back takes beside device time: mean and mean deviation, as for TCP."""
+
+    __slots__ = ("_deviation_ns", "_mean_ns", "_samples")
+
+    def __init__(self) -> None:
+        self._mean_ns = self._deviation_ns = 0.0
+        self._samples = 0
+
+    @property
+    def upper_ns(self) -> int:
+        """Seldom exceeded."""
+        return int(self._mean_ns + HOP_DEVIATIONS * self._deviation_ns)
+
+    def learn(self, hop_ns: int) -> None:
+        """A batch took so long."""
+        self._samples += 1
+        gain = 1 / min(self._samples, HOP_SAMPLES)
+        error_ns = max(hop_ns, 0) - self._mean_ns
+        self._mean_ns += gain * error_ns
+        if self._samples > 1:
+            self._deviation_ns += gain * (abs(error_ns) - self._deviation_ns)
+
+
 class CostTable:
     """The costs of one model. What a new bucket or device costs is guessed from what was learned last."""
 
-    __slots__ = ("_costs", "latest")
+    __slots__ = ("_costs", "hop", "latest")
 
     def __init__(self) -> None:
+        self.hop = HopTime()
         self._costs: dict[tuple[Hashable, str], LinearCost] = {}
         self.latest = LinearCost()
         """The line that learned last; the prior of new ones."""

@@ -197,10 +197,13 @@ class ModelQueue:
 
     def _predict(self, request: Request) -> None:
         """Fix what the request would take alone, on average over the replicas, unless that is done already."""
-        if not request.predicted_ns:
-            devices = [worker.device for worker in self.replicas.values()] or [""]
-            costs = [self.costs.of(request.bucket, device).predicted_ns(request.rows) for device in devices]
-            request.predicted_ns = sum(costs) // len(costs)
+        if request.predicted_ns:
+            return
+        cost_of, bucket, rows = self.costs.of, request.bucket, request.rows
+        total_ns = 0
+        for worker in self.replicas.values():
+            total_ns += cost_of(bucket, worker.device).predicted_ns(rows)
+        request.predicted_ns = total_ns // len(self.replicas) if total_ns else cost_of(bucket, "").predicted_ns(rows)
 
     def add_replica(self, worker: Worker) -> None:
         """The worker has it loaded and may take its batches."""
@@ -449,7 +452,9 @@ class ModelQueue:
     def learn(self, now: int, batch: Batch[Any], device: str, compute_ns: int, *, alone: bool) -> None:
         """A batch took so long, as others of its kind will; `alone`: its worker had nothing else when it came."""
         self.costs.learn(batch.bucket, device, batch.rows, compute_ns)
-        self.batching.learn(now, batch, now - batch.released_ns - compute_ns if alone else None)
+        if alone:
+            self.costs.hop.learn(now - batch.released_ns - compute_ns)
+        self.batching.learn(now, batch)
 
     def refuse(self, request: Request, error: TensordError) -> TensordError:
         """Count a refusal at submission."""

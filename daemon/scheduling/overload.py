@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from tensord.ipc.errors import QueueDelay, TensordError
 
-from .admission import concurrency_limit, deadline_exceeded, pipeline_rows
+from .admission import concurrency_limit, deadline_exceeded, pipeline_rows, spare_rows
 from .feasibility import drain_ns
 from .model import ModelQueue
 from .queues import BucketQueue
@@ -79,8 +79,8 @@ def _delayed(now: int, bucket: BucketQueue, worker: Worker) -> Evicted:
                 evicted.append((request, model.refuse_accepted(request, error)))
     if evicted:
         retry_ms = max(1, int(drain_ns(now, model, sum(model.class_rows))) // 1_000_000)
-        for _, error in evicted:  # those behind it are gone, too: none of them waits for the others
-            error.retry_after_ms = retry_ms
+        for _, refusal in evicted:  # those behind it are gone, too: none of them waits for the others
+            refusal.retry_after_ms = retry_ms
     return evicted
 
 
@@ -132,3 +132,4 @@ def learn_from(now: int, batch: Batch[Any]) -> None:
             most=model.policy.queue_max + pipeline_rows(model),
             pipeline_ns=model.policy.window_ns + (depth + 1) * batch.predicted_ns,
         )
+        model.ease_rows = min(model.ease_rows, spare_rows(model))

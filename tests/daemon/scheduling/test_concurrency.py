@@ -1,5 +1,8 @@
+import pytest
+
+from tensord.daemon.scheduling import Request
 from tensord.daemon.scheduling.concurrency import GradientLimit
-from tensord.ipc.errors import ConcurrencyLimit
+from tensord.ipc.errors import ConcurrencyLimit, TensordError
 
 from .rig import MS, Rig
 from .virtual import BATCH_NS, poisson, serve
@@ -69,3 +72,26 @@ def test_turned_off_it_limits_nothing_and_forgets() -> None:
     serve(rig.scheduler, poisson(1, BATCH_NS / 16 / 3, 5_000), lambda _: BATCH_NS)
     rig.set_policy(max_batch=16)
     assert rig.scheduler.statistics().models[0].concurrency_limit == 0
+
+
+@pytest.mark.parametrize("load", [0.7, 3.0])
+def test_the_limit_holds_although_few_are_looked_at_closely(load: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.model(max_batch=16, adaptive_concurrency=True)
+    model = rig.scheduler._models[0]
+    submit = rig.scheduler.submit
+    easy: list[bool] = []
+
+    def watched(now: int, request: Request) -> TensordError | None:
+        limit = model.concurrency.limit if model.concurrency else 1
+        inside = model.queued + model.running
+        easy.append(sum(model.class_rows) + request.rows <= model.ease_rows)
+        error = submit(now, request)
+        assert (error is None) == (inside < limit)
+        return error
+
+    monkeypatch.setattr(rig.scheduler, "submit", watched)
+    serve(rig.scheduler, poisson(1, BATCH_NS / 16 / load, 5_000), lambda _: BATCH_NS)
+    assert len(easy) == 5_000
+    if load < 1:
+        assert sum(easy) > 0.8 * len(easy)

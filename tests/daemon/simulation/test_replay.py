@@ -90,7 +90,7 @@ def test_who_comes_when_the_answer_before_is_on_its_way_back_tells_nothing_of_th
 
 
 def test_a_batch_that_took_long_takes_long_again() -> None:
-    """At its time, as often as the trace is replayed: a slow second makes a queue, slow batches here and there do not."""
+    """At its time, however often it is replayed: slow batches in a row make a queue, here and there they do not."""
     recorded = trace(*(ran(k, 1, (4 if k >= 30 else 1) * MS) for k in range(40)))
     calibration = calibrate(recorded)
     for seed in range(2):

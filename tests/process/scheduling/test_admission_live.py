@@ -1,6 +1,5 @@
 """Every refusal of a real daemon: its error, its counter, and whether it keeps what its retry-after promises."""
 
-import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,12 +33,6 @@ ALL: Final = {"nap__tenant_queue_percent": 100}
 """The only tenant may have the whole queue."""
 TOLERANCE_S: Final = 0.05
 """A loaded machine is later than it was when predictions were learned."""
-
-
-@pytest.fixture(scope="module")
-def classes() -> str:
-    """The tests' user is in a class."""
-    return f'[tenants.mine]\nusers = ["uid:{os.getuid()}"]\n'
 
 
 @pytest.mark.parametrize(
@@ -93,7 +86,6 @@ def test_a_refusal_says_when_the_same_request_will_be_accepted(
                     again_s = refused_s + refused[0].retry_after_ms / 1000 + TOLERANCE_S
     assert {type(each) for each in refused} == {error}
     assert all(each.retry_after_ms for each in refused)
-    print(error.__name__, len(refused), refused[0].retry_after_ms, answered_s - refused_s)
     assert again_s - refused_s < 3 * (answered_s - refused_s) + 2 * TOLERANCE_S
     idle.wait_status(
         lambda now: [model.counters[counter] for model in now.models if model.name == "nap"] == [before + len(refused)]
@@ -124,7 +116,6 @@ def test_bad_values_are_refused_with_the_reason_and_nothing_changes(
     before = values()
     refused = idle.ask(control.Set({"nap.max_batch": 16, **settings}))
     assert isinstance(refused, control.Refused)
-    print(refused.sentence)
     assert next(reversed(settings.keys())) in refused.sentence or next(iter(settings)) in refused.sentence
     assert reason in refused.sentence
     assert values() == before

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from .conftest import start
 from .load import Ask, Ended, Flow, errors, run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.process.conftest import Connect, Daemon
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(90)]
@@ -19,9 +22,9 @@ BALANCES: Final = (
 
 
 @pytest.fixture(scope="module")
-def devices() -> tuple[str, ...]:
-    """Of the module's daemon."""
-    return ("cpu:0", "cpu:1")
+def napping(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Daemon]":
+    """The daemon of this module has two devices."""
+    yield from start(tmp_path_factory.mktemp("napping"), "cpu:0", "cpu:1")
 
 
 def devices_of(ended: list[Ended]) -> Counter[int]:
@@ -63,7 +66,6 @@ def test_a_slow_device_gets_less(idle: "Daemon", join: "Connect", balance: str) 
     with idle.knobs(lame__balance=balance):
         run(Flow(join(), [Ask(rows=8)] * 8, depth=4, model="lame"))  # how long each takes is learned
         counts = devices_of(run(Flow(join(), [Ask(rows=8)] * 60, depth=1, model="lame")))
-    print(balance, counts)
     assert counts[1] < 0.3 * counts.total()
 
 
@@ -71,7 +73,6 @@ def test_least_connections_gives_a_slow_device_less_under_load(idle: "Daemon", j
     """Three batches at a time: the slow device holds its one or two four times as long."""
     with idle.knobs(lame__balance="least_connections"):
         counts = devices_of(run(Flow(join(), [Ask(rows=8)] * 60, depth=3, model="lame")))
-    print(counts)
     assert counts[1] < 0.4 * counts.total()
 
 

@@ -35,7 +35,6 @@ def test_a_tenant_that_sends_twenty_times_as_much_gets_half(idle: "Daemon", join
     from_s = max(flow.ended[0].ended_s for flow in (greedy, modest)) + 0.3
     until_s = from_s + 1.5
     rows = [sum(each.ask.rows for each in flow.ended if from_s <= each.ended_s < until_s) for flow in (greedy, modest)]
-    print(rows)
     assert errors(greedy.ended + modest.ended) == {}
     assert rows[1] / sum(rows) == pytest.approx(0.5, rel=0.1)
 

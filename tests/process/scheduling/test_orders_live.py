@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
@@ -41,14 +42,13 @@ def test_orders_change_while_requests_wait_and_each_shows_its_figure(idle: "Daem
     longest: dict[str, list[float]] = defaultdict(list)
     for seed in range(ROUNDS):
         for order in ORDERS:
-            switched = run(Flow(join(), burst(seed)), meanwhile=lambda order=order: idle.set(nap__order=order))
+            switched = run(Flow(join(), burst(seed)), meanwhile=partial(idle.set, nap__order=order))
             ended = run(Flow(join(), burst(seed)))
             assert (errors(switched), errors(ended)) == ({}, {})
             found[order].append(mean_s(ended))
             longest[order].append(max(each.response_s for each in ended))
     idle.set(nap__order=None)
     means = {order: fmean(values) for order, values in found.items()}
-    print(means, {k: fmean(v) for k, v in longest.items()})
     assert means["sjf"] < 0.8 * means["fcfs"]
     assert means["sjf"] < 1.05 * means["hrrn"]
     assert means["hrrn"] < 0.9 * means["fcfs"]
@@ -70,7 +70,6 @@ def test_edf_meets_more_deadlines_than_fcfs(idle: "Daemon", join: "Connect") -> 
                 with idle.knobs(nap__order=name):
                     met[name] += sum(each.met for each in run(Flow(join(), asks)))
     shares = {name: count / (ROUNDS * len(sizes)) for name, count in met.items()}
-    print(shares)
     assert shares["edf"] > shares["fcfs"] + 0.2
 
 
@@ -83,11 +82,10 @@ def test_mlfq_keeps_the_tail_of_a_light_flow_short_beside_heavy_ones(idle: "Daem
                 with idle.knobs(nap__order=order):
                     heavy = [Flow(join(), iter(lambda: Ask(rows=8), None), depth=12) for _ in range(4)]
                     light = Flow(join(), [Ask(0.4 + 0.05 * number) for number in range(16)])
-                    ended = run(*heavy, light, meanwhile=lambda light=light, heavy=heavy: end_with(light, heavy))
+                    ended = run(*heavy, light, meanwhile=partial(end_with, light, heavy))
                     assert errors(ended) == {}
                     tails[order] += [each.response_s for each in light.ended]
     p99 = {order: float(np.quantile(values, 0.99)) for order, values in tails.items()}
-    print(p99)
     assert p99["mlfq"] < 0.5 * p99["fcfs"]
 
 
