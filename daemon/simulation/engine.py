@@ -20,8 +20,9 @@ from tensord.ipc.errors import TensordError
 from ..scheduling.policy import GlobalPolicy, ModelPolicy
 from ..scheduling.request import Batch
 from ..scheduling.scheduler import Scheduler
+from .request import SimulatedRequest
 from .service import Service
-from .sources import SimulatedRequest, Source
+from .sources import Source
 from .tally import Tally
 
 NEVER: Final = 2**62

@@ -3,31 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, Protocol
 
-from ..scheduling.request import Request
+from .request import SimulatedRequest
 from .shapes import Shape
-from .workload import Arrivals, Draw, Workload, arrivals_ns, draws, think_times_ns
+from .workload import Arrivals, Workload, arrivals_ns, draws, think_times_ns
 
 PATIENCE_NS: Final = 1_000_000
 """A client of a closed loop that was refused waits at least so long, or it would ask again at the same instant."""
-
-
-class SimulatedRequest(Request):
-    """A request, and what the simulation must know of it."""
-
-    __slots__ = ("factor", "sent_ns", "workload")
-
-    def __init__(
-        self, workload: int, model: int, draw: Draw, sent_ns: int, deadline_ns: int, *, flow: int, nbytes: int = 0
-    ) -> None:
-        rows, bucket, tenant, priority, session, self.factor = draw
-        """Of its service time (see Service)."""
-        super().__init__(
-            model, bucket, tenant, priority, rows, sent_ns, deadline_ns, session, flow=session or flow, nbytes=nbytes
-        )
-        self.workload = workload
-        """Its number: whose source it came from."""
-        self.sent_ns = sent_ns
-        """When the client sent it; `arrival_ns` is when the front end came to it."""
 
 
 class Source(Protocol):

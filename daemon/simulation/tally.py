@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ..scheduling.request import Batch, ReleaseReason
-from .sources import SimulatedRequest
+from .request import SimulatedRequest
 
 T = TypeVar("T", int, str)
 
