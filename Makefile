@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-full test-compiled lint format compiled interpreted docs train clean
+.PHONY: demo test test-full test-compiled lint format compiled interpreted docs figures train clean
 
 demo: $(VENV)/server-installed  ## Start a daemon, watch it read handwritten digits, serve until Ctrl-C
 	$(BIN)/tensord demo
@@ -44,6 +44,11 @@ interpreted:  ## Undo that
 
 docs: $(VENV)/dev-installed  ## Regenerate the pages that tests compare
 	$(BIN)/python -m tensord.daemon.knobs > docs/reference/knobs.md
+
+figures: $(VENV)/dev-installed  ## Draw the pictures of docs/scheduling.md again, a few minutes; they come out the same
+	for scenario in configs/simulations/*.toml; do \
+		$(BIN)/tensord simulate $$scenario --plot docs/figures/$$(basename $$scenario .toml) || exit 1; \
+	done
 
 train: $(VENV)/dev-installed  ## Train the demo model again
 	$(BIN)/python examples/train_digits.py --output configs/models/digits/1 --images configs/images/digits

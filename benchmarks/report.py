@@ -7,6 +7,7 @@ from typing import Final
 from .cases import LATENCY, PAYLOADS
 from .figures import Verdict, ratios, shown, shown_spread, spread
 from .hop import ARENA, ECHO_ARENA, ECHO_INLINE, INLINE, PEER
+from .policies import PLAIN
 from .results import Hop, Point, Results
 from .scale import ALONE
 from .verdicts import ECHO_OF, arena_overhead_us, limit, p50, per_s, verdicts
@@ -31,6 +32,7 @@ def rendered(results: Results) -> str:
         *_saturation_parts(results),
         *_goodput_parts(results),
         *_scale_parts(results),
+        *_policy_parts(results),
         *_idle_parts(results),
     ]
     if results.failures:
@@ -218,6 +220,16 @@ def _scale_parts(results: Results) -> Iterable[str]:
     yield _table(("", "CPU µs per request", "to the first line"), rows)
     if found.connection_bytes is not None:
         yield f"An idle connection takes {found.connection_bytes / 1024:.1f} KiB of the front end's memory."
+
+
+def _policy_parts(results: Results) -> Iterable[str]:
+    found = results.policies
+    if found is None or PLAIN not in found.cpu_us:
+        return
+    yield "### Policies: CPU time of the front end per request of 4 KiB"
+    plain = found.cpu_us[PLAIN]
+    rows = [(name, *_share(values, plain)) for name, values in found.cpu_us.items()]
+    yield _table(("", "CPU µs per request", "to the first line"), rows)
 
 
 def _idle_parts(results: Results) -> Iterable[str]:

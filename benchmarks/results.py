@@ -91,6 +91,13 @@ class Scale(msgspec.Struct):
     """Memory that an idle connection takes in the front end; without the kernel's part."""
 
 
+class Policies(msgspec.Struct):
+    """What policies cost."""
+
+    cpu_us: dict[str, list[float]]
+    """CPU time per request of the front end under each setting, in microseconds, a repetition each."""
+
+
 class Results(msgspec.Struct):
     """A run."""
 
@@ -109,6 +116,7 @@ class Results(msgspec.Struct):
     saturations: list[Saturation] = []
     goodputs: list[Goodput] = []
     scale: Scale | None = None
+    policies: Policies | None = None
     idle: Idle | None = None
     failures: list[str] = []
     """Measurements that gave no figures, and why."""

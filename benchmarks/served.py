@@ -101,6 +101,17 @@ class Daemon:
         assert isinstance(answer, control.InstanceStatus)
         return answer
 
+    def set(self, settings: Mapping[str, control.Setting | None]) -> None:
+        """Change knobs, and wait until all work with them. Raises Failed."""
+        answer = control.ask(self._control, control.Set(dict(settings)))
+        if not isinstance(answer, control.Applied):
+            raise Failed(f"{settings} was refused: {answer}")
+        limit = time.monotonic() + START_LIMIT_S
+        while self.status().converging:
+            if time.monotonic() > limit:
+                raise Failed(f"{settings} has not come into force")
+            time.sleep(0.01)
+
 
 @contextlib.contextmanager
 def serve(directory: Path, knobs: Mapping[str, Mapping[str, int]]) -> Iterator[Daemon]:

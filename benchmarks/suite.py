@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from . import goodput, hop, idle, peer, saturation, scale
+from . import goodput, hop, idle, peer, policies, saturation, scale
 from .cases import SATURATED
 from .generator import build
 from .inprocess import offline
@@ -26,7 +26,7 @@ from .timing import FULL, QUICK, Timing
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE / "README.md"
 LATEST: Final = HERE / "results" / "latest.json"
-SECTIONS: Final = ("hop", "saturation", "goodput", "scale", "idle")
+SECTIONS: Final = ("hop", "saturation", "goodput", "scale", "policies", "idle")
 
 
 def main() -> None:
@@ -79,6 +79,8 @@ def run(timing: Timing, sections: tuple[str, ...], *, quick: bool) -> Results:
                         results.goodputs = goodput.measure(place, in_process, timing, failures)
                     case "scale":
                         results.scale = scale.measure(place, timing, failures)
+                    case "policies":
+                        results.policies = policies.measure(place, timing, failures)
                     case "idle":
                         results.idle = idle.measure(place, timing)
     return results

@@ -6,6 +6,7 @@ from typing import Final
 from .cases import LATENCY, PAYLOADS, THROUGHPUT
 from .figures import Spread, Verdict, differences, ratios, spread
 from .hop import ARENA, ECHO_APART, ECHO_ARENA, ECHO_INLINE, INLINE, PEER
+from .policies import PLAIN
 from .results import Hop, Idle, Point, Results
 from .scale import ALONE
 
@@ -53,6 +54,12 @@ def verdicts(results: Results) -> list[Verdict]:
             if name != ALONE:
                 cost = _of(ratios(values, base)) if len(values) == len(base) else None
                 found.append(Verdict(f"CPU time per request, {name}, to {ALONE}", "≤", 1.2, cost, "×", hard=True))
+    if results.policies is not None:
+        base = results.policies.cpu_us.get(PLAIN, [])
+        for name, values in results.policies.cpu_us.items():
+            if name != PLAIN:
+                cost = _of(ratios(values, base)) if len(values) == len(base) else None
+                found.append(Verdict(f"front end's CPU time per request, {name}, to {PLAIN}", "≤", 1.2, cost, "×"))
     cpu, mib = idle_totals(results.idle)
     found.append(Verdict("idle, all but the workers, CPU", "<", 1.0, _of(cpu), "% of a core", hard=True))
     found.append(Verdict("idle, all but the workers, memory", "<", 200.0, _of(mib), "MiB"))

@@ -121,7 +121,8 @@ _MODEL = (
                 "batches and the latest answers."),
     Knob(name="latency_target_ms", kind=Kind.DURATION, unit="ms", default=50, minimum=1, maximum=3_600_000,
          scope=Scope.MODEL,
-         help="With the batching aimd: the time from arrival to the end of the batch that is aimed at.",
+         help="With the batching aimd: the time from arrival to the end of the batch that is aimed at; with deferred: "
+              "the longest that a batch waits, however far its deadlines are.",
          trades="Higher: larger batches and more throughput; slower answers."),
     Knob(name="preferred_batches", kind=Kind.SIZES, unit="rows", default="", minimum=1, maximum=65_536,
          scope=Scope.MODEL,

@@ -39,11 +39,9 @@ def models(socket: Socket = None) -> None:
     pads = any(model.counters["padded_bytes"] for model in served)
     keeps = any(_looked_up(model.counters) for model in served)
     padded = ("PADDED",) if pads else ()
-    cached = ("HITS", "MISSES", "SAVED") if keeps else ()
-    rows = table("MODEL", "LABELS", "READY ON", right=("REQUESTS", "FAILED", "p50", "p99", "BATCH", *padded, *cached))
+    rows = table("MODEL", "LABELS", "READY ON", right=("REQUESTS", "FAILED", "p50", "p99", "BATCH", *padded))
     for model in served:
-        more = [*([_padded(model.counters)] if pads else []), *(_cached(model.counters) if keeps else [])]
-        rows.add_row(*_model_row(model), *more)
+        rows.add_row(*_model_row(model), *([_padded(model.counters)] if pads else []))
     console.print(rows)
     for model in served:
         for device, reason in model.broken_on.items():
@@ -51,8 +49,33 @@ def models(socket: Socket = None) -> None:
     console.print("[dim]p50, p99: from request to reply · BATCH: rows that ran together, on average[/]")
     if pads:
         console.print("[dim]PADDED: share of the computed input that is padding[/]")
+    refusals = _refusal_table(served)
+    if refusals.row_count:
+        console.print()
+        console.print(refusals)
     if keeps:
-        console.print("[dim]HITS, MISSES: of the response cache · SAVED: device time that hits have spared[/]")
+        console.print()
+        console.print(_cache_table(served))
+        console.print("[dim]of the response cache · SAVED: device time that hits have spared[/]")
+
+
+def _refusal_table(served: list[control.ModelStatus]) -> Table:
+    """A line for each reason for which requests of a model were refused."""
+    rows = table("MODEL", "REFUSED FOR", right=("REQUESTS",))
+    for model in served:
+        for name, number in model.counters.items():
+            if name.startswith("refused_") and number:
+                reason = name.removeprefix("refused_").replace("_", " ")
+                rows.add_row(f"[bold]{model.name}[/]:{model.version}", reason, count(number))
+    return rows
+
+
+def _cache_table(served: list[control.ModelStatus]) -> Table:
+    rows = table("MODEL", right=("HITS", "MISSES", "SAVED"))
+    for model in served:
+        if _looked_up(model.counters):
+            rows.add_row(f"[bold]{model.name}[/]:{model.version}", *_cached(model.counters))
+    return rows
 
 
 def _model_row(model: control.ModelStatus) -> list[str]:
@@ -86,8 +109,6 @@ def _looked_up(counters: dict[str, int]) -> int:
 
 
 def _cached(counters: dict[str, int]) -> list[str]:
-    if not _looked_up(counters):
-        return ["–", "–", "–"]
     return [count(_hits(counters)), count(counters["cache_misses"]), microseconds(counters["cache_saved_ns"] / 1000)]
 
 

@@ -16,8 +16,9 @@ from ..exits import Exit
 from ..simulation.intervals import Estimate
 from ..simulation.plots import pictures
 from ..simulation.results import Times
-from ..simulation.run import Display, Report, Scaling, compare
-from ..simulation.scenario import Scenario, load_scenario, of_trace, parse_knobs
+from ..simulation.run import Display, Report, Scaling, Sweep, compare
+from ..simulation.scenario import Scenario, of_trace
+from ..simulation.scenario_file import load_scenario, parse_knobs
 from ..simulation.trace import BadTrace, Trace, read_trace
 from .output import Failure, Refusal, console, errors, examples, microseconds, table
 
@@ -93,7 +94,7 @@ def _with_knobs(plan: Scenario, pairs: list[str]) -> Scenario:
         if not sign:
             raise Refusal(f"--set {pair}: write it as KNOB=VALUE (see tensord simulate --help)", Exit.USAGE)
         given[address] = value
-    return plan.with_knobs(parse_knobs("--set", "", given, [model.name for model in plan.models]))
+    return plan.with_knobs(parse_knobs("--set", "", given, plan.targets))
 
 
 def _make_directory(path: Path) -> None:
@@ -135,6 +136,8 @@ def _text(report: Report) -> RenderableType:
     if any(summary.refused_per_s for summary in report.settings):
         sections.append(_refusals(report))
     sections += [_scaling(scaling) for scaling in report.scaling]
+    if report.sweeps:
+        sections.append(_sweeps(report.sweeps))
     spaced = [part for section in sections for part in ("", section)][1:]
     return Group(*spaced)
 
@@ -210,6 +213,21 @@ def _scaling(scaling: Scaling) -> RenderableType:
         best = "" if law.best is None else f", best at {law.best:.0f}"
         notes.append(f"[dim]{law.name}: σ = {law.serial:.3g}{kappa}{best}, R² = {law.r_squared:.4f}[/]")
     return Group(rows, *notes)
+
+
+def _sweeps(sweeps: list[Sweep]) -> RenderableType:
+    rows = table("LOAD", right=tuple(f"× {factor:g}" for factor in sweeps[0].load))
+    rows.add_row("offered/s", *(f"{point.offered_per_s.mean:,.0f}" for point in sweeps[0].points))
+    for sweep in sweeps:
+        tails = [point.response.p99_us for point in sweep.points]
+        rows.add_row(
+            f"[bold]{escape(sweep.setting)}[/], in time/s",
+            *(f"{each.goodput_per_s.mean:,.0f}" for each in sweep.points),
+        )
+        rows.add_row(
+            "  [dim]p99[/]", *("–" if tail is None else microseconds(tail.mean) for tail in tails), style="dim"
+        )
+    return rows
 
 
 def _times(times: Times) -> list[str]:

@@ -14,6 +14,9 @@ from .output import Refusal, console, examples, table
 from .places import Socket, control_socket
 
 AnswerT = TypeVar("AnswerT", control.Values, control.Applied)
+RANGE_CHARACTERS_MAX = 34
+"""Of a range in the list of knobs; `tensord get KNOB` shows all of it."""
+
 GET_EXAMPLES = examples("tensord get", "tensord get digits.max_batch hang_timeout_s", "tensord get cpu:0.spin_us")
 SET_EXAMPLES = examples(
     "tensord set digits.max_batch=32 digits.window_us=2ms",
@@ -44,9 +47,14 @@ def get_knobs(
     for state in values.knobs:
         knob = _knob(state.address)
         restart = " [yellow](at a restart)[/]" if knob.context is Context.RESTART else ""
-        rows.add_row(f"[bold]{state.address}[/]", state.text, state.source, f"[dim]{knob.range}[/]{restart}")
+        rows.add_row(f"[bold]{state.address}[/]", state.text, state.source, f"[dim]{_allowed(knob)}[/]{restart}")
     console.print(rows)
     console.print(f"[dim]epoch {values.epoch} · tensord get KNOB explains one, tensord set KNOB=VALUE changes it[/]")
+
+
+def _allowed(knob: Knob) -> str:
+    """The range, as far as it fits into a line."""
+    return knob.range if len(knob.range) <= RANGE_CHARACTERS_MAX else f"one of {len(knob.choices)} names"
 
 
 def _explain(state: control.KnobState) -> None:

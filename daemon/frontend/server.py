@@ -569,13 +569,14 @@ class FrontEnd:
         self._part_ended(now, part, Cancelled() if part.cancelled else None)
 
     def _part_ended(self, now: int, part: InferRequest, error: TensordError | None) -> None:
-        """Answer the whole with the last of its parts; after an error take back what still waits."""
+        """Answer the whole with the last of its parts; after the first error take back what still waits."""
         whole = part.whole
         assert whole is not None
         assert whole.parts is not None
+        is_first = whole.parts.error is None
         if whole.parts.end(part, error):
             self._answer_whole(now, whole, whole.parts)
-        elif error is not None:
+        elif error is not None and is_first:
             self._take_parts_back(now, whole.parts)
 
     def _take_parts_back(self, now: int, parts: Parts) -> None:

@@ -73,6 +73,8 @@ def infeasible(now: int, request: Request, model: ModelQueue, replaced: Request 
         request.finish_ns = min(request.finish_ns, replaced.finish_ns)
     needed_ns = request.finish_ns - now + (forecast.margin_ns if wait_ns else 0)
     allowed_ns = request.deadline_ns - now
+    if model.batching.defers(model.costs.of(request.bucket, device)):
+        request.finish_ns = 0  # it will be late on purpose: that is no error of predictions
     if needed_ns <= allowed_ns:
         return None
     if forecast.probe(now):

@@ -16,8 +16,10 @@ What differs between the batchings:
                 NSDI 2017.
     deferred    As late as the deadlines allow, so that batches become as full as they allow. Source: L. Chen et al.,
                 "Symphony: Optimized DNN Model Serving using Deferred Batch Scheduling", arXiv 2308.07470. The
-                prediction carries a margin for its usual error (LinearCost.upper_ns). Symphony presumes that each
-                request has a tight deadline; for those that have only the far default, hold = max(window, target).
+                prediction carries a margin for its usual error (LinearCost.upper_ns) and for the way to the worker
+                and back (HopTime): whoever starts at the last moment has nothing else in hand. Symphony presumes
+                that each request has a tight deadline; for those that have only the far default,
+                hold = max(window, target).
 
 *Preferred sizes* say where a batch ends that is released before it is full: the largest of them that the waiting rows
 reach; below the smallest everything goes. What stays keeps its arrival times, so its own reasons come no later than
@@ -28,7 +30,7 @@ everything: its start was the latest for all of that, and a second batch behind 
 
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from tensord.ipc.limits import BATCH_REQUESTS_MAX
 
@@ -37,6 +39,11 @@ from .cost import CostTable, LinearCost
 from .policy import ModelPolicy
 from .queues import BucketQueue
 from .request import Batch, ReleaseReason
+
+HOP_SAMPLES: Final = 16
+"""The time of a hop is an average of about so many."""
+
+HOP_DEVIATIONS: Final = 3.0
 
 
 class FixedBatching:
@@ -66,8 +73,8 @@ class FixedBatching:
         """Device time to leave before a deadline for a batch of `rows`, in nanoseconds."""
         return cost.predicted_ns(rows)
 
-    def learn(self, now: int, batch: Batch[Any]) -> None:
-        """A batch is through."""
+    def learn(self, now: int, batch: Batch[Any], hop_ns: int | None) -> None:
+        """A batch is through; it was on its way for `hop_ns` beside its device time, None: behind another batch."""
 
 
 class AimdBatching(FixedBatching):
@@ -93,7 +100,7 @@ class AimdBatching(FixedBatching):
         spare_ns = self.policy.latency_target_ns - cost.predicted_ns(rows)
         return max(min(self.policy.window_ns, spare_ns), 0)
 
-    def learn(self, now: int, batch: Batch[Any]) -> None:
+    def learn(self, now: int, batch: Batch[Any], hop_ns: int | None) -> None:  # noqa: ARG002 - for those that defer
         if batch.requests[0].solo:
             return  # It has waited for the death of a worker, not for a batch.
         arrival_ns = min([request.arrival_ns for request in batch.requests])
@@ -101,10 +108,38 @@ class AimdBatching(FixedBatching):
         self.rows_max = self._size.rows
 
 
+class HopTime:
+    """What a batch's way to an idle worker and back takes beside device time: mean and mean deviation, as for TCP."""
+
+    __slots__ = ("_deviation_ns", "_mean_ns", "_samples")
+
+    def __init__(self) -> None:
+        self._mean_ns = self._deviation_ns = 0.0
+        self._samples = 0
+
+    @property
+    def upper_ns(self) -> int:
+        """Seldom exceeded."""
+        return int(self._mean_ns + HOP_DEVIATIONS * self._deviation_ns)
+
+    def learn(self, hop_ns: int) -> None:
+        """A batch took so long."""
+        self._samples += 1
+        gain = 1 / min(self._samples, HOP_SAMPLES)
+        error_ns = max(hop_ns, 0) - self._mean_ns
+        self._mean_ns += gain * error_ns
+        if self._samples > 1:
+            self._deviation_ns += gain * (abs(error_ns) - self._deviation_ns)
+
+
 class DeferredBatching(FixedBatching):
     """Batches as full as the deadlines allow; like fixed ones until the first has told how long they take."""
 
-    __slots__ = ()
+    __slots__ = ("_hop",)
+
+    def __init__(self, policy: ModelPolicy, costs: CostTable) -> None:
+        super().__init__(policy, costs)
+        self._hop = HopTime()
 
     def defers(self, cost: LinearCost) -> bool:
         return cost.samples > 0
@@ -114,7 +149,11 @@ class DeferredBatching(FixedBatching):
         return max(window_ns, target_ns) if cost.samples else window_ns
 
     def compute_ns(self, cost: LinearCost, rows: int) -> int:
-        return cost.upper_ns(rows)
+        return cost.upper_ns(rows) + self._hop.upper_ns
+
+    def learn(self, now: int, batch: Batch[Any], hop_ns: int | None) -> None:  # noqa: ARG002 - for those that adapt
+        if hop_ns is not None:
+            self._hop.learn(hop_ns)
 
 
 BATCHINGS: dict[str, Callable[[ModelPolicy, CostTable], FixedBatching]] = {

@@ -13,7 +13,7 @@ A prediction is wrong by some error. As for the retransmission timer of TCP (V. 
 Control", SIGCOMM 1988) the mean and the mean deviation of (actual - predicted) are followed, one sample per batch, the
 worst of its requests, and a deadline must be met with
 
-    margin = mean + 3 · deviation
+    margin = mean + 4 · deviation
 
 in hand. The margin counts only where something goes before the request, and an estimate that nothing has confirmed for
 a second is tried again: so no error can keep a model idle, and with that itself, for ever.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 GAIN: Final = 1 / 64
 """Weight of a sample. Far smaller than in TCP: all that wait together are late together, so samples are not independent
 until the queue has been exchanged."""
-DEVIATIONS: Final = 3.0
+DEVIATIONS: Final = 4.0
 PACE_GAIN: Final = 0.1
 """Weight of a batch in the averages of rows and time."""
 PROBE_NS: Final = 1_000_000_000

@@ -364,6 +364,7 @@ class ModelQueue:
             if len(self.accounts) > 1 and not self.crowded:
                 self._become_crowded()
         else:
+            account.share.user = self.users.of(tenant)  # forgotten and made anew, it may be, since it waited last
             account.share.join(self.round)
             account.join(account.share.names_round)
         if self.crowded and not account.rows:
@@ -445,10 +446,10 @@ class ModelQueue:
         if self.policy.order == "mlfq":
             self.flows.charge(now, batch.requests, compute_ns)
 
-    def learn(self, now: int, batch: Batch[Any], device: str, compute_ns: int) -> None:
-        """A batch took so long, as others of its kind will."""
+    def learn(self, now: int, batch: Batch[Any], device: str, compute_ns: int, *, alone: bool) -> None:
+        """A batch took so long, as others of its kind will; `alone`: its worker had nothing else when it came."""
         self.costs.learn(batch.bucket, device, batch.rows, compute_ns)
-        self.batching.learn(now, batch)
+        self.batching.learn(now, batch, now - batch.released_ns - compute_ns if alone else None)
 
     def refuse(self, request: Request, error: TensordError) -> TensordError:
         """Count a refusal at submission."""

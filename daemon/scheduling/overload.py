@@ -76,8 +76,11 @@ def _delayed(now: int, bucket: BucketQueue, worker: Worker) -> Evicted:
                     break
                 model.remove(request, RequestState.REFUSED)
                 error = QueueDelay(model.name, round(waited_ns / 1e6, 3), round(target_ns / 1e6, 3))
-                error.retry_after_ms = max(1, int(drain_ns(now, model, sum(model.class_rows))) // 1_000_000)
                 evicted.append((request, model.refuse_accepted(request, error)))
+    if evicted:
+        retry_ms = max(1, int(drain_ns(now, model, sum(model.class_rows))) // 1_000_000)
+        for _, refused in evicted:  # those behind it are gone, too: none of them waits for the others
+            refused.retry_after_ms = retry_ms
     return evicted
 
 

@@ -54,6 +54,7 @@ Queues are bounded by admission (admission.py); everything else here is proporti
 from typing import Any, Final, Generic, cast
 
 from tensord.ipc.errors import Superseded, TensordError
+from tensord.ipc.limits import PARTS_MAX
 
 from .admission import admit, deadline_exceeded
 from .health import Health
@@ -260,6 +261,7 @@ class Scheduler(Generic[R]):
         worker = self._workers.get(batch.worker)
         if worker is None or not worker.finish(batch):
             return
+        alone = worker.busy_since_ns == batch.released_ns
         worker.busy_since_ns = now
         model, requests = batch.queue, batch.requests
         learn_from(now, batch)
@@ -276,7 +278,7 @@ class Scheduler(Generic[R]):
             if not failed:
                 if worker.in_flight:
                     model.forecast.returned(batch.rows, compute_ns, behind=model.queued > 0)
-                model.learn(now, batch, worker.device, compute_ns)
+                model.learn(now, batch, worker.device, compute_ns, alone=alone)
             excess_ns = compute_ns - batch.predicted_ns
             worker.clocks[batch.priority].correct(batch.model, excess_ns, model.policy.weight)
         worker.health.recover(now)
@@ -347,9 +349,14 @@ class Scheduler(Generic[R]):
         self._models[key].set_policy(policy)
 
     def parts(self, key: int, rows: int) -> list[int]:
-        """The rows of the parts that a request of `rows` should be submitted in, now; one where it fits a batch."""
+        """The rows of the parts that a request of `rows` should be submitted in, now; one where it fits a batch.
+
+        Sizes that would make more than PARTS_MAX of them, whether preferred or adapted, are passed over.
+        """
         model = self._models[key]
-        return cut(rows, model.batching.rows_max, model.policy.preferred_batches)
+        least = -(-rows // PARTS_MAX)
+        preferred = [size for size in model.policy.preferred_batches if size >= least]
+        return cut(rows, max(model.batching.rows_max, least), preferred)
 
     def costs_snapshot(self, key: int) -> list[dict[str, Any]]:
         """The execution times that were learned for this model, as lists, dicts, strings and numbers."""

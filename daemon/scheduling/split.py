@@ -57,7 +57,7 @@ class Assembly(Generic[PartT]):
         """A part is done, or failed, expired, was refused or cancelled: `error`. It has not ended before.
 
         True: answer the request now, with `self.error` where there is one, else with the results of all parts. After
-        an error the parts in open() that wait should be cancelled; those that run are waited for.
+        the first error the parts in open() that wait should be cancelled; those that run are waited for.
         """
         del self._open[part]
         if error is not None:

@@ -2,11 +2,12 @@
 
 The front end is one event loop, and so a server itself: all that has come by the time it is free is one turn
 
-    complete(…), submit(…), … → expire() → dispatch() → sleep until wake_at() or an event
+    complete(…), submit(…), … → dispatch() → expire() → sleep until wake_at() or an event
 
 that keeps it busy for a time per request and per batch. What it releases and answers in a turn leaves at the turn's
 end. A batch then takes `latency_ns` there and as much back; meanwhile nobody is busy. A worker computes its batches
-one after the other, in the order in which they were released to it.
+one after the other, in the order in which they were released to it, and needs `worker_ns` of its own for each. A
+request of more rows than a batch is cut into parts, and answered when all of them have ended.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,13 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Final, NamedTuple, TypeAlias
 
-from tensord.ipc.errors import TensordError
+from tensord.ipc.errors import Cancelled, TensordError
 
 from ..scheduling.policy import GlobalPolicy, ModelPolicy
 from ..scheduling.request import Batch
 from ..scheduling.scheduler import Scheduler
+from ..scheduling.users import TenantLookup, own_user
+from .parts import Parts, cut_request
 from .request import SimulatedRequest
 from .service import Service
 from .sources import Source
@@ -41,6 +44,8 @@ class Hop:
     """The front end's own time for a request: reading, submitting, answering."""
     batch_ns: int = 0
     """The same for a batch: releasing it and taking its answer."""
+    worker_ns: int = 0
+    """The worker's own time for a batch, beside device time: the next one waits for that, too."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class SimulatedModel:
     service: Service
     workers: Sequence[int]
     """The ids of those that have it loaded."""
+    splits: bool = True
+    """A request of more rows than a batch is cut; else it runs alone, as theory's queues have it."""
 
 
 class Device(NamedTuple):
@@ -60,6 +67,11 @@ class Device(NamedTuple):
     name: str
     speed: float = 1.0
     """Device time is divided by it."""
+    weight: float = 1.0
+    """Its share of batches with the balance weighted_round_robin."""
+
+
+Refused: TypeAlias = tuple[SimulatedRequest, TensordError]
 
 
 class Engine:
@@ -73,13 +85,16 @@ class Engine:
         tally: Tally,
         policy: GlobalPolicy | None = None,
         hop: Hop | None = None,
+        tenants: TenantLookup = own_user,
     ) -> None:
         """Requests of workload number k come from sources[k]; the same source may make several workloads."""
-        self.scheduler: Scheduler[SimulatedRequest] = Scheduler(policy or GlobalPolicy())
+        self.scheduler: Scheduler[SimulatedRequest] = Scheduler(policy or GlobalPolicy(), tenants)
         self.now = 0
         self._tally = tally
         self._hop = hop or Hop()
         self._services = [model.service for model in models]
+        self._batch_rows = [model.policy.max_batch if model.splits else NEVER for model in models]
+        """Requests of more rows are cut, as the front end does."""
         self._devices = devices
         self._device_free_ns = dict.fromkeys(devices, 0)
         self._sources = sources
@@ -89,6 +104,7 @@ class Engine:
         self._free_ns = 0
         for worker, device in devices.items():
             self.scheduler.add_worker(worker, device.name)
+            self.scheduler.set_device_weight(device.name, device.weight)
         for key, model in enumerate(models):
             self.scheduler.add_model(key, model.name, model.policy, idempotent=True)
             for worker in model.workers:
@@ -120,7 +136,7 @@ class Engine:
         self.now = now
         events, scheduler = self._events, self.scheduler
         completed: list[Run] = []
-        refused: list[tuple[SimulatedRequest, TensordError]] = []
+        refused: list[Refused] = []
         arrived = 0
         while events and events[0][0] <= now:
             event = heappop(events)[2]
@@ -146,7 +162,7 @@ class Engine:
         for batch in batches:
             self._start(batch)
         for run in completed:
-            self._reply(*run)
+            refused += self._reply(*run)
         for request, error in refused:
             source = self._sources[request.workload]
             if source.closed:
@@ -155,18 +171,51 @@ class Engine:
     def _submit(self, now: int, request: SimulatedRequest) -> TensordError | None:
         request.arrival_ns = now
         self._expect(self._sources[request.workload].after(request))
-        error = self.scheduler.submit(now, request)
+        if request.rows > self._batch_rows[request.model]:
+            error = self._submit_parts(now, cut_request(request, self.scheduler.parts(request.model, request.rows)))
+        else:
+            error = self.scheduler.submit(now, request)
         if error is None:
             self._tally.queued(request)
         else:
             self._tally.refuse(request, error.code, now)
         return error
 
-    def _expire(self, now: int) -> list[tuple[SimulatedRequest, TensordError]]:
-        left = self.scheduler.expire(now)
-        for request, error in left:
-            self._tally.drop(request, error.code, now)
-        return left
+    def _submit_parts(self, now: int, parts: Parts) -> TensordError | None:
+        """All of them, or none: then those that had been accepted are taken back before any ran."""
+        for part in parts.parts:
+            error = self.scheduler.submit(now, part)
+            if error is not None:
+                for accepted in parts.parts:
+                    self.scheduler.cancel(now, accepted)
+                return error
+        return None
+
+    def _expire(self, now: int) -> list[Refused]:
+        """Those that get an error now. Of a request that was cut, what waits is taken back; what runs is waited for."""
+        refused: list[Refused] = []
+        for request, error in self.scheduler.expire(now):
+            whole = request.whole
+            if whole is None:
+                self._tally.drop(request, error.code, now)
+                refused.append((request, error))
+                continue
+            parts = whole.parts
+            assert parts is not None
+            if parts.error is None:
+                self._tally.give_up(whole, now)
+            ended = parts.end(request, error)
+            for part in parts.open():
+                if self.scheduler.cancel(now, part):
+                    ended = parts.end(part, Cancelled())
+            if ended:
+                refused.append(self._refuse_whole(now, whole, parts))
+        return refused
+
+    def _refuse_whole(self, now: int, whole: SimulatedRequest, parts: Parts) -> Refused:
+        assert parts.error is not None
+        self._tally.count_refused(parts.error.code, now)
+        return whole, parts.error
 
     def _start(self, batch: Batch[SimulatedRequest]) -> None:
         """The batch goes to its worker, which computes it after all that it got before."""
@@ -176,14 +225,28 @@ class Engine:
             batch.bucket, batch.rows, leader.factor, self._devices[worker].speed
         )
         begun_ns = max(self._free_ns + latency_ns, self._device_free_ns[worker])
-        ended_ns = self._device_free_ns[worker] = begun_ns + compute_ns
+        ended_ns = begun_ns + compute_ns
+        free_ns = self._device_free_ns[worker] = ended_ns + self._hop.worker_ns
         self._tally.begin(batch, begun_ns, ended_ns)
-        heappush(self._events, (ended_ns + latency_ns, next(self._unique), (batch, begun_ns, ended_ns)))
+        heappush(self._events, (free_ns + latency_ns, next(self._unique), (batch, begun_ns, ended_ns)))
 
-    def _reply(self, batch: Batch[SimulatedRequest], begun_ns: int, ended_ns: int) -> None:
+    def _reply(self, batch: Batch[SimulatedRequest], begun_ns: int, ended_ns: int) -> list[Refused]:
+        """Answer who is through; returns the requests of which another part has failed."""
         now = self._free_ns
+        refused: list[Refused] = []
         self._tally.answer(batch, begun_ns, ended_ns, now)
-        for request in batch.requests:
+        for part in batch.requests:
+            request = part.whole or part
+            if request.parts is not None:
+                parts = request.parts
+                parts.service_ns += ended_ns - begun_ns
+                if not parts.end(part):
+                    continue
+                if parts.error is not None:
+                    refused.append(self._refuse_whole(now, request, parts))
+                    continue
+                self._tally.answer_whole(request, parts, now)
             source = self._sources[request.workload]
             if source.closed:
                 self._expect(source.ended(request, now, None))
+        return refused

@@ -65,6 +65,8 @@ class Summary(msgspec.Struct, frozen=True):
     tenants: dict[str, float]
     curve: list[tuple[float, float]]
     """A fraction of the answers, and the response time in microseconds that it did not exceed; all replications."""
+    workload_curves: dict[str, list[tuple[float, float]]]
+    """The same by workload."""
 
 
 def summary(
@@ -112,6 +114,10 @@ def summary(
         models=_shares([{models[key]: usage for key, usage in tally.models.items()} for tally in tallies]),
         tenants=_shares([tally.tenants for tally in tallies]),
         curve=_curve(_joined(each.responses for tally in tallies for each in tally.times.values())),
+        workload_curves={
+            name: _curve(_joined(tally.times[k].responses for tally in tallies if k in tally.times))
+            for k, name in enumerate(workloads)
+        },
     )
 
 

@@ -28,6 +28,15 @@ class Scaling(msgspec.Struct, frozen=True):
     laws: list[Law]
 
 
+class Sweep(msgspec.Struct, frozen=True):
+    """One setting by offered load."""
+
+    setting: str
+    load: list[float]
+    """Factors of the rates that are swept."""
+    points: list[Summary]
+
+
 class Report(msgspec.Struct, frozen=True):
     """All that was simulated."""
 
@@ -36,6 +45,7 @@ class Report(msgspec.Struct, frozen=True):
     """Virtual time that is measured, of one replication; 0: a whole trace."""
     settings: list[Summary]
     scaling: list[Scaling]
+    sweeps: list[Sweep] = []
 
 
 def simulate(scenario: Scenario, setting: SettingPlan, replication: int, replicas: int | None = None) -> Tally:
@@ -52,11 +62,12 @@ def simulate(scenario: Scenario, setting: SettingPlan, replication: int, replica
     tally = Tally(from_ns, until_ns)
     engine = Engine(
         models,
-        scenario.devices,
+        scenario.weighted_devices(setting),
         _sources(scenario, timeouts_ns, (scenario.seed, replication)),
         tally,
         GlobalPolicy.of(scenario.general_knobs(setting)),
         scenario.hop,
+        scenario.tenant_lookup(setting),
     )
     engine.run(until_ns)
     return tally
@@ -65,7 +76,7 @@ def simulate(scenario: Scenario, setting: SettingPlan, replication: int, replica
 def _sources(scenario: Scenario, timeouts_ns: Sequence[int], seed: tuple[int, int]) -> Sequence[Source]:
     if scenario.trace is not None:
         names, services = [model.name for model in scenario.models], [model.service for model in scenario.models]
-        return [replayed(scenario.trace, names, services, seed)] * len(names)
+        return [replayed(scenario.trace, names, services, scenario.devices, seed)] * len(names)
     return [
         source_of(
             number,
@@ -80,14 +91,11 @@ def _sources(scenario: Scenario, timeouts_ns: Sequence[int], seed: tuple[int, in
 def compare(scenario: Scenario, display: Display = lambda *_: None) -> Report:
     """Run everything."""
     runs = _Runs(scenario, display)
-    devices = {worker: device.name for worker, device in scenario.devices.items()}
-    names = [model.name for model in scenario.models]
-    summaries = [
-        summary(setting.name, runs.tallies(setting), devices, names, scenario.workload_names)
-        for setting in scenario.settings
-    ]
+    summaries = [runs.summary(setting, scenario) for setting in scenario.settings]
     scaling = [runs.scaling(setting) for setting in scenario.settings] if scenario.scaling else []
-    return Report(scenario.seed, 0.0 if scenario.trace is not None else scenario.duration_s, summaries, scaling)
+    sweeps = [runs.sweep(setting) for setting in scenario.settings] if scenario.sweep.load else []
+    duration_s = 0.0 if scenario.trace is not None else scenario.duration_s
+    return Report(scenario.seed, duration_s, summaries, scaling, sweeps)
 
 
 class _Runs:
@@ -95,19 +103,31 @@ class _Runs:
         self._scenario = scenario
         self._display = display
         self._done = 0
-        self._all = scenario.replications * len(scenario.settings) * (1 + len(scenario.scaling))
+        each = 1 + len(scenario.scaling) + len(scenario.sweep.load)
+        self._all = scenario.replications * len(scenario.settings) * each
 
-    def tallies(self, setting: SettingPlan, replicas: int | None = None) -> list[Tally]:
+    def _tallies(self, scenario: Scenario, setting: SettingPlan, replicas: int | None = None) -> list[Tally]:
         made = []
-        for replication in range(self._scenario.replications):
+        for replication in range(scenario.replications):
             self._display(setting.name, self._done, self._all)
-            made.append(simulate(self._scenario, setting, replication, replicas))
+            made.append(simulate(scenario, setting, replication, replicas))
             self._done += 1
         return made
+
+    def summary(self, setting: SettingPlan, scenario: Scenario) -> Summary:
+        """All replications of one setting; the scenario may be at another load."""
+        devices = {worker: device.name for worker, device in scenario.devices.items()}
+        names = [model.name for model in scenario.models]
+        return summary(setting.name, self._tallies(scenario, setting), devices, names, scenario.workload_names)
+
+    def sweep(self, setting: SettingPlan) -> Sweep:
+        load = list(self._scenario.sweep.load)
+        return Sweep(setting.name, load, [self.summary(setting, self._scenario.at_load(each)) for each in load])
 
     def scaling(self, setting: SettingPlan) -> Scaling:
         numbers = list(self._scenario.scaling)
         throughputs = [
-            estimate([tally.answered / tally.window_s for tally in self.tallies(setting, number)]) for number in numbers
+            estimate([tally.answered / tally.window_s for tally in self._tallies(self._scenario, setting, number)])
+            for number in numbers
         ]
         return Scaling(setting.name, numbers, throughputs, fit(numbers, [each.mean for each in throughputs]))

@@ -77,8 +77,9 @@ def source_of(number: int, workload: Workload, shape: Shape, seed: Sequence[int]
     def make(sent_ns: int, flow: int) -> SimulatedRequest:
         draw = next(drawn)
         return SimulatedRequest(
-            number, model, draw, sent_ns, sent_ns + deadline_ns, flow=flow, nbytes=draw[0] * row_bytes
-        )
+            number, model, draw, sent_ns, sent_ns + deadline_ns,
+            flow=flow, nbytes=draw[0] * row_bytes, latest=workload.latest,
+        )  # fmt: skip
 
     if workload.arrivals is Arrivals.CLOSED:
         return ClosedSource(workload.clients, make, think_times_ns(workload, (*seed, number)))

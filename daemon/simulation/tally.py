@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ..scheduling.request import Batch, ReleaseReason
+from .parts import Parts
 from .request import SimulatedRequest
 
 T = TypeVar("T", int, str)
@@ -16,16 +17,16 @@ class Times:
     """Of the answered requests of one workload, in nanoseconds, in order of their answers."""
 
     waits: "array[int]" = field(default_factory=lambda: array("q"))
-    """From arrival to the start of its batch on the device."""
+    """From arrival to the start of its batch on the device; of one that was cut, of the last of its batches."""
     services: "array[int]" = field(default_factory=lambda: array("q"))
-    """Device time of its batch."""
+    """Device time of its batch; of one that was cut, of all its batches."""
     responses: "array[int]" = field(default_factory=lambda: array("q"))
     """From arrival to answer."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """What the answered requests of one tenant, or of one model, had."""
+    """What the answered requests of one tenant, or of one model, had; a part counts as a request."""
 
     requests: int = 0
     rows: int = 0
@@ -54,6 +55,7 @@ class Tally:
         self.arrived = 0
         self.answered = 0
         self.answered_rows = 0
+        """Rows of all batches."""
         self.in_time = 0
         """Answered before their deadline."""
         self.refused: Counter[int] = Counter()
@@ -91,47 +93,74 @@ class Tally:
         """It gets an error, without having been accepted."""
         if self.from_ns <= request.sent_ns < self.until_ns:
             self.arrived += 1
-        self._refused(code, now)
+        self.count_refused(code, now)
 
     def drop(self, request: SimulatedRequest, code: int, now: int) -> None:
         """It gets an error after it waited."""
         self._left(request, now)
-        self._refused(code, now)
+        self.count_refused(code, now)
 
-    def _refused(self, code: int, now: int) -> None:
+    def give_up(self, whole: SimulatedRequest, now: int) -> None:
+        """A part of it failed: it waits no more, and gets its error when none of its parts runs any more."""
+        self._left(whole, now)
+        assert whole.parts is not None
+        whole.parts.waiting = 0
+
+    def count_refused(self, code: int, now: int) -> None:
+        """An error is answered."""
         if self.from_ns <= now < self.until_ns:
             self.refused[code] += 1
 
     def begin(self, batch: Batch[SimulatedRequest], begun_ns: int, ended_ns: int) -> None:
         """A batch was released, and it is known when a device computes it."""
         for request in batch.requests:
-            self._left(request, begun_ns)
+            if request.whole is None:
+                self._left(request, begun_ns)
+            else:
+                self._begin_part(request.whole, begun_ns)
         busy_ns = min(ended_ns, self.until_ns) - max(begun_ns, self.from_ns)
         if busy_ns > 0:
             self.busy_ns[batch.worker] += busy_ns
 
+    def _begin_part(self, whole: SimulatedRequest, begun_ns: int) -> None:
+        parts = whole.parts
+        assert parts is not None
+        if parts.waiting:
+            parts.begin(begun_ns)
+            if not parts.waiting:
+                self._left(whole, parts.begun_ns)
+
     def answer(self, batch: Batch[SimulatedRequest], begun_ns: int, ended_ns: int, replied_ns: int) -> None:
-        """A batch is through, and its requests have their answers."""
+        """A batch is through, and its requests have their answers, those apart that were cut."""
         if not self.from_ns <= replied_ns < self.until_ns:
             return
         requests, service_ns = batch.requests, ended_ns - begun_ns
         self.batches[batch.rows] += 1
         self.released[batch.reason] += 1
-        self.answered += len(requests)
         self.answered_rows += batch.rows
         _usage(self.models, batch.model).add(len(requests), batch.rows, service_ns)
         row_ns = service_ns / batch.rows
         for request in requests:
-            times = self.times.get(request.workload)
-            if times is None:
-                times = self.times[request.workload] = Times()
-            sent_ns = request.sent_ns
-            times.waits.append(begun_ns - sent_ns)
-            times.services.append(service_ns)
-            times.responses.append(replied_ns - sent_ns)
-            if replied_ns <= request.deadline_ns:
-                self.in_time += 1
             _usage(self.tenants, request.tenant).add(1, request.rows, row_ns * request.rows)
+            if request.whole is None:
+                self._answered(request, begun_ns, service_ns, replied_ns)
+
+    def answer_whole(self, whole: SimulatedRequest, parts: Parts, replied_ns: int) -> None:
+        """The last batch of a request that was cut is through."""
+        if self.from_ns <= replied_ns < self.until_ns:
+            self._answered(whole, parts.begun_ns, parts.service_ns, replied_ns)
+
+    def _answered(self, request: SimulatedRequest, begun_ns: int, service_ns: int, replied_ns: int) -> None:
+        times = self.times.get(request.workload)
+        if times is None:
+            times = self.times[request.workload] = Times()
+        sent_ns = request.sent_ns
+        times.waits.append(begun_ns - sent_ns)
+        times.services.append(service_ns)
+        times.responses.append(replied_ns - sent_ns)
+        self.answered += 1
+        if replied_ns <= request.deadline_ns:
+            self.in_time += 1
 
     def close(self, now: int) -> None:
         """The simulation ended; without an end of its own, the window ends now."""

@@ -73,6 +73,8 @@ class Workload:
     priorities: Choice = field(default_factory=lambda: Choice([1]))
     sessions: int = 0
     """Sessions that requests belong to, evenly; 0 for none."""
+    latest: bool = False
+    """A request takes the place of a waiting one of its session, as a camera's newest picture does."""
     deadline_ns: int = 30_000_000_000
     """From arrival."""
 

@@ -12,6 +12,7 @@ import itertools
 import mmap
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -144,7 +145,13 @@ class Daemon:
     """A running instance."""
 
     def __init__(
-        self, directory: Path, knobs: str = "", descriptors_max: int | None = None, state_dir: Path | None = None
+        self,
+        directory: Path,
+        knobs: str = "",
+        descriptors_max: int | None = None,
+        state_dir: Path | None = None,
+        models: Mapping[str, ModelFiles] = MODELS,
+        devices: Sequence[str] = ("cpu:0",),
     ) -> None:
         self.runtime_dir = Path(tempfile.mkdtemp(prefix="td", dir="/tmp"))
         self.socket = self.runtime_dir / "tensord.sock"
@@ -152,17 +159,19 @@ class Daemon:
         self._control = self.runtime_dir / "control.sock"
         self._gates = directory / "gates"
         self._gates.mkdir(parents=True)
-        for name, model in MODELS.items():
+        for name, model in models.items():
             model.write(directory / "models" / name / "1")
-        for manifest in CODE.glob("*.toml"):  # what ModelFiles cannot say: free dimensions, masks, steps
+        manifests = CODE.glob("*.toml") if models is MODELS else ()
+        for manifest in manifests:  # what ModelFiles cannot say: free dimensions, masks, steps
             version = directory / "models" / manifest.stem / "1"
             version.mkdir(parents=True)
             shutil.copyfile(manifest, version / "model.toml")
             shutil.copyfile(manifest.with_suffix(".py"), version / "model.py")
         config = directory / "tensord.toml"
         kept = f'state_dir = "{state_dir}"\n' if state_dir else ""
+        listed = ", ".join(f'"{device}"' for device in devices)
         config.write_text(
-            f'[daemon]\nruntime_dir = "{self.runtime_dir}"\nmodels = "models"\ndevices = ["cpu:0"]\n{kept}'
+            f'[daemon]\nruntime_dir = "{self.runtime_dir}"\nmodels = "models"\ndevices = [{listed}]\n{kept}'
             f"[knobs]\ndrain_timeout_s = 5\n{knobs}\n"
         )
         with self.log.open("wb") as log:
@@ -211,18 +220,23 @@ class Daemon:
         )
 
     @contextlib.contextmanager
-    def knobs(self, **settings: int) -> Iterator[None]:
+    def knobs(self, **settings: control.Setting) -> Iterator[None]:
         """Other settings for a while."""
-        self._set({name.replace("__", "."): value for name, value in settings.items()})
+        self.set(**settings)
         try:
             yield
         finally:
-            self._set({name.replace("__", "."): None for name in settings})
+            self.set(**dict.fromkeys(settings))
 
-    def _set(self, settings: dict[str, Any]) -> None:
-        applied = control.ask(self._control, control.Set(settings))
+    def set(self, **settings: control.Setting | None) -> None:
+        """Other settings from now on; None takes one away again."""
+        applied = self.ask(control.Set({name.replace("__", "."): value for name, value in settings.items()}))
         assert isinstance(applied, control.Applied), applied
         wait_until(lambda: not self.status().converging)
+
+    def ask(self, request: control.Request, timeout_s: float = control.TIMEOUT_S) -> control.Answer:
+        """What the control socket answers."""
+        return control.ask(self._control, request, timeout_s)
 
     def counter(self, model: str, name: str) -> int:
         """A counter of a model."""
@@ -436,6 +450,10 @@ class RawClient:
         whole = b"".join(parts)
         self._stream = whole[nbytes:]
         return whole[:nbytes]
+
+    def ready(self, timeout_s: float) -> bool:
+        """Whether a frame, or the beginning of one, is there within this time."""
+        return bool(self._stream) or bool(select.select([self.socket], [], [], max(timeout_s, 0.0))[0])
 
     def expect_end(self) -> list[Received]:
         """The frames that still come before the daemon closes the connection."""

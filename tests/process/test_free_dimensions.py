@@ -133,7 +133,7 @@ def test_steps_run_before_and_after_the_model_and_are_timed(daemon: "Daemon") ->
         ({"ids": np.zeros((1, 5), np.int64), "mask": np.ones((1, 4), np.int64)}, WrongShape, "(1, 5)"),
         ({"ids": np.zeros((2, 5), np.int64), "mask": np.ones((1, 5), np.int64)}, WrongShape, "(2, 5)"),
         ({"mask": np.ones((1, 5), np.int64)}, WrongTensors, "ids, mask"),
-        ({"ids": np.zeros((33, 5), np.int64)}, TooManyRows, "32"),
+        ({"ids": np.zeros((4097, 5), np.int64)}, TooManyRows, "4096"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_client_and_daemon(

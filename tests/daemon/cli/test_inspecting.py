@@ -112,13 +112,25 @@ def test_a_model_without_requests_has_no_times(tensord: Command, operator: FakeC
     assert [cells[heading] for heading in ("LABELS", "REQUESTS", "FAILED")] == ["–", "0", "0"]
     assert {cells[heading] for heading in ("p50", "p99", "BATCH")} == {"–"}
     assert "PADDED" not in cells, "no model pads"
-    assert "HITS" not in cells, "no model keeps answers"
+    assert "HITS" not in tensord("models", "--socket", operator.data_socket).out, "no model keeps answers"
 
 
 def test_a_model_that_keeps_answers_tells_what_that_is_worth(tensord: Command, operator: FakeControl) -> None:
     counters = {**NO_COUNTERS, "cache_hits": 7, "cache_redis_hits": 2, "cache_joined": 1, "cache_misses": 5}
-    cells = row_of(tensord, operator, model(counters={**counters, "cache_saved_ns": 1_234_000_000}))
-    assert [cells[heading] for heading in ("HITS", "MISSES", "SAVED")] == ["10", "5", "1.23 s"]
+    keeping = model(counters={**counters, "cache_saved_ns": 1_234_000_000})
+    operator.answer = instance(models=[keeping, model("faces")])
+    lines = [line.split() for line in tensord("models", "--socket", operator.data_socket).out.splitlines()]
+    place = lines.index(["MODEL", "HITS", "MISSES", "SAVED"])
+    assert lines[place + 1] == ["digits:1", "10", "5", "1.23", "s"]
+    assert lines[place + 2][:2] != ["faces:1"], "it keeps nothing"
+
+
+def test_why_requests_were_refused_is_told_for_each_reason(tensord: Command, operator: FakeControl) -> None:
+    counters = {**NO_COUNTERS, "refused_queue": 7, "refused_tenant_queue": 12_000, "refused_delay": 0}
+    operator.answer = instance(models=[model(counters=counters), model("faces")])
+    lines = [line.split() for line in tensord("models", "--socket", operator.data_socket).out.splitlines()]
+    place = lines.index(["MODEL", "REFUSED", "FOR", "REQUESTS"])
+    assert lines[place + 1 :] == [["digits:1", "queue", "7"], ["digits:1", "tenant", "queue", "12,000"]]
 
 
 @pytest.mark.parametrize(

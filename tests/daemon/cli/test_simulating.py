@@ -33,7 +33,7 @@ rate_per_s = 1000
 deadline_ms = 20
 [[settings]]
 name = "one at a time"
-knobs = { max_batch = 1, queue_max = 20 }
+knobs = { max_batch = 1, queue_max = 20, tenant_queue_percent = 100, deadline_check = false }
 replicas = 1
 [[settings]]
 name = "together"
@@ -92,10 +92,20 @@ def test_pictures_are_drawn(tensord: Command, scenario: Path, tmp_path: Path) ->
     ended = tensord("simulate", scenario, "--plot", tmp_path / "pictures")
     assert ended.code == Exit.OK
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert names == {"latency.svg", "outcomes.svg", "scaling-1.svg", "scaling-2.svg"}
+    scalings = {"scaling-1.svg", "scaling-2.svg"}
+    assert names == {"latency.svg", "latency-1.svg", "latency-2.svg", "outcomes.svg", *scalings}
     for path in (tmp_path / "pictures").iterdir():
         ET.fromstring(path.read_text())
     assert "Amdahl: σ" in ended.out
+
+
+def test_a_swept_load_is_a_table_and_pictures(tensord: Command, scenario: Path, tmp_path: Path) -> None:
+    scenario.write_text(SCENARIO + "[sweep]\nload = [0.5, 1]\n")
+    ended = tensord("simulate", scenario, "--plot", tmp_path)
+    (heading,) = [line for line in ended.out.splitlines() if line.startswith("LOAD")]
+    assert heading.split() == ["LOAD", "×", "0.5", "×", "1"]
+    assert "together, in time/s" in ended.out
+    assert (tmp_path / "sweep-goodput.svg").exists()
 
 
 def test_a_trace_is_replayed_with_its_settings(tensord: Command, trace: Path) -> None:

@@ -26,7 +26,15 @@ from tensord.daemon.scheduling.request import Batch, ReleaseReason
 from tensord.daemon.supervisor.rings import Rings
 from tensord.daemon.worker.channel import Channel
 from tensord.ipc.descriptors import DONE, Kind, encode_done, encode_failed
-from tensord.ipc.errors import Cancelled, InternalError, ModelFailed, NoMemory, OutputTooSmall, TensordError
+from tensord.ipc.errors import (
+    Cancelled,
+    InternalError,
+    ModelFailed,
+    NoMemory,
+    OutputTooSmall,
+    TenantQueueFull,
+    TensordError,
+)
 from tensord.ipc.segment import Segment
 from tensord.ipc.statistics import Block, Counter
 from tensord.ipc.tensors import DType
@@ -251,6 +259,29 @@ def test_sizes_that_make_no_sense_break_the_ring(serving: Serving, sizes: list[i
     assert serving.accused()
     assert batch_id in serving.front_end._running, "it runs again when the worker has ended"
     assert (serving.client.results, serving.client.errors) == ({}, {})
+
+
+def test_parts_are_taken_back_once_however_many_fail(
+    serving: Serving, make_ragged: MakeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front_end = serving.front_end
+    front_end._apply_knobs(m.KnobValues(1, front_end._knobs.general | {"queue_max": 4, "max_batch": 1}, {}, {}, {}))
+    cancel = front_end.scheduler.cancel
+    asked: list[InferRequest] = []
+
+    def count(now: int, part: InferRequest) -> bool:
+        asked.append(part)
+        return cancel(now, part)
+
+    monkeypatch.setattr(front_end.scheduler, "cancel", count)
+    whole = make_ragged(request_id=1, rows=64, sizes=SIZES)
+    whole.connection = serving.client.connection
+    whole.connection.in_flight[1] = whole
+    front_end.submit(time.monotonic_ns(), whole)
+    serving.client.read()
+    assert [type(error) for error in serving.client.errors.values()] == [TenantQueueFull]
+    assert len(asked) == len(set(asked))
+    assert front_end.scheduler.queued == 0
 
 
 def test_sizes_of_a_model_that_has_none_break_the_ring(model: Model, make_request: MakeRequest, ingest: Ingest) -> None:

@@ -1,9 +1,11 @@
+from typing import Any
+
 import pytest
 
 from tensord.daemon.knobs import KNOBS
 from tensord.daemon.scheduling import GlobalPolicy, ModelPolicy, ReleaseReason, Request, Scheduler
 from tensord.daemon.scheduling.batching import BATCHINGS
-from tensord.ipc.limits import BATCH_REQUESTS_MAX
+from tensord.ipc.limits import BATCH_REQUESTS_MAX, PARTS_MAX
 
 from .rig import FAR_NS, MS, Rig, make
 
@@ -241,6 +243,15 @@ def test_large_requests_are_told_how_to_be_cut() -> None:
     rig.model(2, max_batch=64, batching="aimd")
     assert [rig.scheduler.parts(key, 130) for key in (0, 1)] == [[44, 43, 43], [48, 48, 34]]
     assert rig.scheduler.parts(2, 3) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("policy", [{"preferred_batches": (1,)}, {"batching": "aimd"}], ids=str)
+def test_no_policy_cuts_a_request_into_more_parts_than_there_may_be(policy: dict[str, Any]) -> None:
+    rig = Rig()
+    rig.model(max_batch=64, **policy)
+    assert rig.scheduler.parts(0, PARTS_MAX) == [1] * PARTS_MAX
+    parts = rig.scheduler.parts(0, 16 * PARTS_MAX)
+    assert (sum(parts), len(parts) <= PARTS_MAX) == (16 * PARTS_MAX, True)
 
 
 def test_the_mean_batch_can_be_told() -> None:

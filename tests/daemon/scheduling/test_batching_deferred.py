@@ -116,3 +116,40 @@ def test_batches_are_fuller_than_with_a_window_and_no_more_deadlines_are_missed(
     assert missed["deferred"] <= missed["fixed"]
     assert missed["deferred"] <= 0.002 * rate * 1_000
     assert batches_run["deferred"] < 0.75 * batches_run["fixed"]
+
+
+def next_batch(rig: Rig) -> Batch[Request]:
+    """The one that is released next; time goes on until then."""
+    while not (batches := rig.dispatch()):
+        assert rig.expired() == []
+        wake_ns = rig.scheduler.wake_at()
+        assert wake_ns is not None
+        rig.now = wake_ns
+    (batch,) = batches
+    return batch
+
+
+def test_the_latest_start_leaves_time_for_the_way_to_the_worker_and_back(rig: Rig) -> None:
+    """Beside device time it takes 2 ms: the first batch that shows it is late, and no other."""
+    early_ns: list[int] = []
+    for _ in range(20):
+        deadline_ns = rig.now + 15 * MS
+        rig.submit(make(deadline_ns=deadline_ns))
+        batch = next_batch(rig)
+        rig.now += 3 * MS // 2 + 2 * MS
+        rig.complete(batch, 3 * MS // 2)
+        early_ns.append(deadline_ns - rig.now)
+    assert early_ns[0] < 0
+    assert min(early_ns[1:]) >= 0
+    assert max(early_ns) < MS
+
+
+def test_answers_that_were_deferred_are_no_reason_to_refuse_others() -> None:
+    """They come late on purpose, so the prediction that they could come soon was not wrong."""
+    rig = Rig()
+    rig.model(max_batch=64, batching="deferred", latency_target_ns=1_000 * MS, deadline_check=True)
+    for _ in range(20):
+        rig.submit(make(deadline_ns=rig.now + 50 * MS), make(deadline_ns=rig.now + 30 * MS))
+        batch = next_batch(rig)
+        rig.now += MS
+        rig.complete(batch, MS)

@@ -2,7 +2,7 @@ import pytest
 
 from tensord.daemon.scheduling import RequestState
 from tensord.daemon.scheduling.feasibility import PROBE_NS
-from tensord.ipc.errors import DeadlineExceeded
+from tensord.ipc.errors import DeadlineExceeded, QueueDelay, TensordError
 
 from .rig import MS, Rig, make
 from .test_feasibility import learned
@@ -67,3 +67,19 @@ def test_with_the_check_off_a_late_request_is_started() -> None:
     rig.complete(rig.only(), 40 * MS)
     rig.submit(one := make(deadline_ns=rig.now + MS))
     assert rig.only().requests == [one]
+
+
+def test_those_whom_codel_cuts_together_hear_when_what_is_left_will_be_through() -> None:
+    """None of them waits for the others, however many were in front of it when it was cut."""
+    rig = Rig()
+    rig.model(max_batch=1, window_ns=0, codel_target_ns=BATCH_NS, codel_interval_ns=BATCH_NS)
+    rig.submit(*[make() for _ in range(100)])
+    errors: list[TensordError] = []
+    while not errors:
+        for batch in rig.dispatch():
+            rig.now += BATCH_NS
+            rig.complete(batch, BATCH_NS)
+        errors += [error for _, error in rig.scheduler.expire(rig.now)]
+    assert len(errors) > 50
+    assert {type(error) for error in errors} == {QueueDelay}
+    assert {error.retry_after_ms for error in errors} == {BATCH_NS // MS}

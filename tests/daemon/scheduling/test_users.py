@@ -57,6 +57,23 @@ def test_idle_users_and_invented_names_are_forgotten() -> None:
     assert users.of("busy").rows == 1
 
 
+def test_a_user_who_was_forgotten_and_comes_back_owes_nothing() -> None:
+    rig = Rig()
+    rig.model(queue_max=10_000)
+    rig.submit(make(tenant="always"))
+    for number in range(USERS_KEPT - 3):
+        rig.submit(idle := make(tenant=f"user {number}"))
+        rig.scheduler.cancel(rig.now, idle)
+    for tenant in ("back", "one more", "too many", "back"):
+        rig.submit(request := make(tenant=tenant))
+        rig.scheduler.cancel(rig.now, request)
+    assert {user.user: user.queued_rows for user in rig.scheduler.statistics().users} == {
+        "always": 1,
+        "too many": 0,
+        "back": 0,
+    }
+
+
 def test_statistics_tell_what_a_user_has_and_used() -> None:
     rig = by_uid({"1": TenantPolicy(name="vip", rows_max=6)})
     rig.model(max_batch=4)

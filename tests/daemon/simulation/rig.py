@@ -92,7 +92,7 @@ class Equilibrium:
         until_ns = from_ns + round(self.requests / self.rate_per_s * 1e9)
         tally = Tally(from_ns, until_ns)
         engine = Engine(
-            [SimulatedModel("m", policy, service, workers)],
+            [SimulatedModel("m", policy, service, workers, splits=False)],
             {worker: Device(f"cpu:{worker}") for worker in workers},
             [source_of(0, workload, self.shape, seed)],
             tally,

@@ -68,6 +68,41 @@ def test_the_hop_is_what_the_way_takes_beyond_device_time() -> None:
     assert calibrate(trace(*(ran(k, 1, MS, hop_ns=90 * US) for k in range(9)))).hop.latency_ns == 45 * US
 
 
+def test_the_worker_s_own_time_is_what_it_takes_from_answer_to_answer_beyond_device_time() -> None:
+    """Ten batches that were released together: each answer comes a batch and 30 us after the one before."""
+    lone = [ran(k, 1, MS, hop_ns=130 * US) for k in range(9)]
+    row = [
+        record(
+            2_000 * MS, response_ns=(number + 1) * (MS + 30 * US) + 100 * US, compute_ns=MS, batch=100 + number,
+            batch_rows=1, worker=1,
+        )
+        for number in range(10)
+    ]  # fmt: skip
+    hop = calibrate(trace(*lone, *row)).hop
+    assert (hop.latency_ns, hop.worker_ns) == (50 * US, 30 * US)
+
+
+def test_who_comes_when_the_answer_before_is_on_its_way_back_tells_nothing_of_the_worker() -> None:
+    lone = [ran(k, 1, MS, hop_ns=100 * US) for k in range(9)]
+    late = record(
+        800 * MS + 50 * US + MS + 60 * US, response_ns=MS + 100 * US, compute_ns=MS, batch=100, batch_rows=1, worker=1
+    )
+    assert calibrate(trace(*lone, late)).hop == Hop(latency_ns=50 * US)
+
+
+def test_a_batch_that_took_long_takes_long_again() -> None:
+    """At its time, as often as the trace is replayed: a slow second makes a queue, slow batches here and there do not."""
+    recorded = trace(*(ran(k, 1, (4 if k >= 30 else 1) * MS) for k in range(40)))
+    calibration = calibrate(recorded)
+    for seed in range(2):
+        source = replayed(recorded, ["m"], [calibration.services["m"]], calibration.devices, (1, seed))
+        tally = Tally(0, NEVER)
+        Engine(
+            [SimulatedModel("m", ModelPolicy(), calibration.services["m"], [1])], calibration.devices, [source], tally
+        ).run()
+        assert [round(each / MS) for each in tally.times[0].services] == [1] * 30 + [4] * 10
+
+
 def test_a_batch_counts_once_however_many_requests_it_had() -> None:
     lone = [ran(k, 1, MS) for k in range(4)]
     together = [ran(4, 1, 3 * MS) for _ in range(30)]
@@ -88,7 +123,7 @@ def test_every_recorded_request_comes_again_at_its_time() -> None:
     calibration = calibrate(trace(ran(0, 2, MS)))
     model = SimulatedModel("m", ModelPolicy(), calibration.services["m"], [1])
     tally = Tally(0, NEVER)
-    source = replayed(made, ["m"], [calibration.services["m"]], (1, 0))
+    source = replayed(made, ["m"], [calibration.services["m"]], calibration.devices, (1, 0))
     Engine([model], calibration.devices, [source], tally).run()
     assert (tally.arrived, tally.answered, tally.answered_rows, tally.waiting) == (300, 300, 600, 0)
     assert set(tally.tenants) == {"0", "1", "2"}
@@ -127,7 +162,7 @@ def test_a_recorded_load_behaves_the_same_when_it_is_replayed(tmp_path: Path) ->
     calibration = calibrate(recorded)
     again = Tally(0, NEVER)
     model = SimulatedModel("m", ModelPolicy(), calibration.services["m"], [1, 2])
-    source = replayed(recorded, ["m"], [calibration.services["m"]], (5, 0))
+    source = replayed(recorded, ["m"], [calibration.services["m"]], calibration.devices, (5, 0))
     Engine([model], calibration.devices, [source], again, hop=calibration.hop).run()
     assert calibration.hop.latency_ns == pytest.approx(80 * US, rel=0.05)
     assert calibration.devices[2].speed / calibration.devices[1].speed == pytest.approx(2.0, rel=0.05)

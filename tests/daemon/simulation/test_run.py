@@ -5,7 +5,8 @@ import pytest
 
 from tensord.daemon.simulation import theory
 from tensord.daemon.simulation.run import compare, simulate
-from tensord.daemon.simulation.scenario import Knobs, Scenario, SettingPlan, load_scenario, of_trace
+from tensord.daemon.simulation.scenario import Knobs, Scenario, SettingPlan, of_trace
+from tensord.daemon.simulation.scenario_file import load_scenario
 
 from .test_replay import MS, ran, trace
 
@@ -102,6 +103,41 @@ def test_throughput_grows_with_replicas_until_the_front_end_is_busy(tmp_path: Pa
     measured = [each.mean for each in scaling.throughput_per_s]
     assert measured == pytest.approx([1_000, 2_000, 4_000, 5_000], rel=0.02)
     assert [law.name for law in scaling.laws] == ["Amdahl", "Gustafson", "USL"]
+
+
+def test_tenants_share_a_busy_device_by_the_weights_of_their_classes(tmp_path: Path) -> None:
+    path = tmp_path / "tenants.toml"
+    clients = 'arrivals = "closed"\nclients = 40\nmodel = "m"\n'
+    path.write_text(
+        "duration_s = 1\nwarmup_s = 0.2\nreplications = 2\n[models.m]\nrow_us = 1000\n[knobs]\nmax_batch = 4\n"
+        '[tenants.day]\nusers = ["a"]\n'
+        f'[[workloads]]\n{clients}tenants = [["a/1", 1], ["a/2", 1]]\n[[workloads]]\n{clients}tenants = [["b", 1]]\n'
+        '[[settings]]\nname = "equal"\n[[settings]]\nname = "3 to 1"\nknobs = { "day.tenant_weight" = 3 }\n'
+    )
+    equal, weighted = compare(load_scenario(path)).settings
+    assert equal.tenants == pytest.approx({"a/1": 0.25, "a/2": 0.25, "b": 0.5}, abs=0.02)
+    assert weighted.tenants == pytest.approx({"a/1": 0.375, "a/2": 0.375, "b": 0.25}, abs=0.02)
+
+
+def test_devices_get_batches_by_their_weights(tmp_path: Path) -> None:
+    path = tmp_path / "weights.toml"
+    path.write_text(
+        "duration_s = 2\nwarmup_s = 0.1\nreplications = 2\n[models.m]\nrow_us = 1000\n[knobs]\nmax_batch = 1\n"
+        'balance = "weighted_round_robin"\n[[devices]]\nknobs = { device_weight = 3 }\n[[devices]]\n'
+        '[[workloads]]\nmodel = "m"\nrate_per_s = 300\narrivals = "constant"\n'
+    )
+    (summary,) = compare(load_scenario(path)).settings
+    assert [each.mean for each in summary.utilisation.values()] == pytest.approx([0.225, 0.075], abs=0.01)
+
+
+def test_a_sweep_runs_every_setting_at_every_load(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.toml"
+    path.write_text(TEXT + "[sweep]\nload = [0.5, 1, 1.5]\n")
+    report = compare(load_scenario(path))
+    assert [(sweep.setting, sweep.load) for sweep in report.sweeps] == [("lone", [0.5, 1, 1.5]), ("two", [0.5, 1, 1.5])]
+    assert report.sweeps[0].points[1] == report.settings[0]
+    offered = [point.offered_per_s.mean for point in report.sweeps[0].points]
+    assert offered == pytest.approx([250, 500, 750], rel=0.05)
 
 
 def test_a_trace_is_replayed_whole() -> None:

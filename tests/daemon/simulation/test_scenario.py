@@ -3,8 +3,16 @@ from pathlib import Path
 import pytest
 
 from tensord.daemon.config import ConfigError
+from tensord.daemon.knob import Scope
 from tensord.daemon.simulation.engine import Device, Hop
-from tensord.daemon.simulation.scenario import Scenario, SettingPlan, load_scenario, of_trace, parse_knobs
+from tensord.daemon.simulation.scenario import (
+    ClassPlan,
+    Scenario,
+    SettingPlan,
+    Sweep,
+    of_trace,
+)
+from tensord.daemon.simulation.scenario_file import load_scenario, parse_knobs
 from tensord.daemon.simulation.shapes import Kind, Shape
 from tensord.daemon.simulation.workload import Arrivals, Choice, Rows
 
@@ -50,6 +58,7 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
         latency_us = 1
         request_us = 2
         batch_us = 3
+        worker_us = 4
         [knobs]
         pipeline_depth = 3
         window_us = "2ms"
@@ -57,6 +66,7 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
         kind = "cuda"
         count = 2
         speed = 4.0
+        knobs = { device_weight = 2 }
         [[devices]]
         [models.m]
         row_us = 5
@@ -67,6 +77,10 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
         fixed_us = 9
         [models.m.knobs]
         max_batch = 4
+        [tenants.night]
+        users = ["a", "b"]
+        tenant_weight = 0.5
+        [tenants.day]
         [[workloads]]
         name = "everyone"
         model = "m"
@@ -79,6 +93,7 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
         tenants = [["a", 1], ["b", 1]]
         priorities = [[0, 1], [2, 3]]
         sessions = 8
+        latest = true
         deadline_ms = 9
         [[settings]]
         name = "one"
@@ -86,10 +101,13 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
         replicas = 2
         [scaling]
         replicas = [1, 2, 3]
+        [sweep]
+        load = [0.5, 2]
+        workloads = ["everyone"]
         """,
     )
     assert (scenario.seed, scenario.duration_s, scenario.warmup_s, scenario.replications) == (7, 2.5, 0.5, 3)
-    assert scenario.hop == Hop(1_000, 2_000, 3_000)
+    assert scenario.hop == Hop(1_000, 2_000, 3_000, 4_000)
     assert scenario.knobs == {"pipeline_depth": 3, "window_us": 2_000}
     assert list(scenario.devices.values()) == [Device("cuda:0", 4.0), Device("cuda:1", 4.0), Device("cpu:0", 1.0)]
     (model,), (workload,), (setting,) = scenario.models, scenario.workloads, scenario.settings
@@ -105,6 +123,9 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
     assert workload.deadline_ns == 9_000_000
     assert setting == SettingPlan("one", {"window_us": 0, "m.order": "fcfs"}, 2)
     assert scenario.scaling == [1, 2, 3]
+    assert (workload.latest, scenario.sweep) == (True, Sweep([0.5, 2], frozenset({0})))
+    assert scenario.classes == [ClassPlan("night", ["a", "b"], {"tenant_weight": 0.5}), ClassPlan("day", ["day"])]
+    assert [device.weight for device in scenario.weighted_devices(setting).values()] == [2.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +168,22 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
         ),
         (MODEL + WORKLOAD + '[[settings]]\nname = "a"\nreplicas = 2', "settings.1.replicas = 2: there are 1 devices"),
         (MODEL + WORKLOAD + "[scaling]\nreplicas = [1, 2, 3]", "scaling.replicas = [1, 2, 3]: give three or more"),
+        (MODEL + WORKLOAD + "latest = true", "workloads.1.latest = True: a newer request is one of the same session"),
+        (MODEL + "[tenants.t]\nusers = 3\n" + WORKLOAD, "tenants.t.users = 3: give a list of names"),
+        (MODEL + '[tenants.t]\n[tenants.u]\nusers = ["t"]\n' + WORKLOAD, "tenants.u.users = 't': is of the class t"),
+        (MODEL + "[tenants.t]\nmax_batch = 3\n" + WORKLOAD, "tenants.t.max_batch = 3: this is a model knob"),
+        (
+            MODEL + "[tenants.t]\ntenant_connections_max = 3\n" + WORKLOAD,
+            "tenants.t.tenant_connections_max = 3: this is a tenant knob, of which the simulation",
+        ),
+        (
+            MODEL + WORKLOAD + '[[settings]]\nname = "a"\nknobs = { "t.tenant_weight" = 2 }',
+            "settings.1.knobs.t.tenant_weight = 2: there is no tenant t",
+        ),
+        ("devices = [{ knobs = { order = 'sjf' } }]\n" + MODEL + WORKLOAD, "devices.1.knobs.order = 'sjf': this is a"),
+        (MODEL + WORKLOAD + "[sweep]\nload = [2, 1]", "sweep.load = [2.0, 1.0]: give factors in ascending order"),
+        (MODEL + WORKLOAD + '[sweep]\nload = [1, 2]\nworkloads = ["w"]', "sweep.workloads = 'w': no such workload"),
+        (MODEL + WORKLOAD + "[sweep]\nload = [1, 1e9]", "duration_s = 10.0: this makes"),
         ("duration_s = 1e9\n" + MODEL + WORKLOAD, "duration_s = 1000000000.0: this makes"),
         ("devices = [{ kind = 'tpu' }]\n" + MODEL + WORKLOAD, "devices.1.kind = 'tpu': give cpu or cuda"),
     ],
@@ -171,7 +208,27 @@ def test_knobs_of_a_model_beat_those_of_all_and_settings_beat_the_file(tmp_path:
 
 def test_knobs_of_one_model_are_model_knobs() -> None:
     with pytest.raises(ConfigError, match="pipeline_depth"):
-        parse_knobs(None, "", {"m.pipeline_depth": 1}, ["m"])
+        parse_knobs(None, "", {"m.pipeline_depth": 1}, {Scope.MODEL: ["m"]})
+
+
+def test_a_user_has_the_knobs_of_its_class_whatever_name_it_gives(tmp_path: Path) -> None:
+    scenario = load(
+        tmp_path,
+        "[knobs]\ntenant_weight = 3\n[tenants.night]\nusers = ['a']\ntenant_rows_max = 5\n"
+        + MODEL
+        + WORKLOAD
+        + '[[settings]]\nname = "s"\nknobs = { "night.tenant_weight" = 0.5 }\n',
+    )
+    lookup = scenario.tenant_lookup(scenario.settings[0])
+    user, policy = lookup("a/web")
+    assert (user, policy.name, policy.weight, policy.rows_max) == ("a", "night", 0.5, 5)
+    user, policy = lookup("b")
+    assert (user, policy.name, policy.weight) == ("b", "default", 3.0)
+
+
+def test_only_the_rates_that_are_swept_change(tmp_path: Path) -> None:
+    text = MODEL + WORKLOAD + WORKLOAD + '[sweep]\nload = [1, 3]\nworkloads = ["m 2"]\n'
+    assert [workload.rate_per_s for workload in load(tmp_path, text).at_load(3).workloads] == [50.0, 150.0]
 
 
 # ── with a trace ────────────────────────────────────────────────────────────────────────────────
