@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-full lint format compiled interpreted docs figures train clean
+.PHONY: demo test test-full test-compiled lint format compiled interpreted docs figures train clean
 
 demo: $(VENV)/server-installed  ## Start a daemon, watch it read handwritten digits, serve until Ctrl-C
 	$(BIN)/tensord demo
@@ -28,6 +28,16 @@ format: $(VENV)/dev-installed
 
 compiled: $(VENV)/dev-installed  ## Compile what every request passes, beside its sources: again after each change of them
 	TENSORD_COMPILED=1 $(BIN)/python setup.py --quiet build_ext --inplace
+
+test-compiled: COPY := build/compiled
+test-compiled: $(VENV)/dev-installed  ## Compile a copy, and run the tests of what is compiled there: ten minutes
+	rm -rf $(COPY) && mkdir -p $(COPY)
+	cp -a setup.py pyproject.toml src ipc daemon admin configs tests examples benchmarks docs $(COPY)
+	find $(COPY) -name '*.so' -delete
+	cd $(COPY) && export PYTHONPATH="$$PWD/src" && \
+		TENSORD_COMPILED=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace && \
+		$(CURDIR)/$(BIN)/python -c 'from tensord.daemon.scheduling import scheduler as it; assert it.__file__.endswith(".so")' && \
+		$(CURDIR)/$(BIN)/python -m pytest -m "not full" tests/ipc tests/daemon tests/process
 
 interpreted:  ## Undo that
 	find ipc daemon src -name '*.so' -delete

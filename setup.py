@@ -17,6 +17,8 @@ COMPILED = {
     "daemon/scheduling/balance": "*",
     "daemon/frontend": "client_arenas connection forms ingest models parts replies requests server streams users "
     "worker_port",
+    "daemon/frontend/cache": "answers flights key response_cache",
+    "daemon/simulation": "parts request",
 }
 """Modules by folder. They are compiled together, so that they call each other without the interpreter."""
 

@@ -55,11 +55,12 @@ def _table(head: Sequence[str], rows: Rows) -> str:
 
 def _head(results: Results) -> str:
     kind = "a quick look, not a measurement" if results.quick else "a full run"
+    code = "compiled" if results.compiled else "interpreted"
     return (
-        f"{results.date}, commit {results.commit}, {kind}: {results.repetitions} repetitions of {results.seconds:g} s "
-        f"for each system under each load. {results.cpu}, {results.cores} cores, kernel {results.kernel}. "
-        f"Peer: {results.peer}. A figure is the median over the repetitions, with the least and the most; a ratio is "
-        "taken within each repetition."
+        f"{results.date}, commit {results.commit}, {code}, {kind}: {results.repetitions} repetitions of "
+        f"{results.seconds:g} s for each system under each load. {results.cpu}, {results.cores} cores, kernel "
+        f"{results.kernel}. Peer: {results.peer}. A figure is the median over the repetitions, with the least and the "
+        "most; a ratio is taken within each repetition."
     )
 
 

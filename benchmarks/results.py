@@ -103,6 +103,8 @@ class Results(msgspec.Struct):
 
     date: str
     commit: str
+    compiled: bool
+    """Whether the daemon ran what mypyc makes of its sources (`make compiled`)."""
     quick: bool
     repetitions: int
     seconds: float

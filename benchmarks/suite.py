@@ -6,6 +6,8 @@ import os
 import subprocess
 import tempfile
 from datetime import UTC, datetime
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -48,8 +50,8 @@ def run(timing: Timing, sections: tuple[str, ...], *, quick: bool) -> Results:
     build()
     machine = Machine.this()
     results = Results(
-        datetime.now(UTC).strftime("%Y-%m-%d"), _commit(), quick, timing.repetitions, timing.seconds, machine.cores,
-        machine.cpu, machine.kernel, f"mosec {peer.VERSION}",
+        datetime.now(UTC).strftime("%Y-%m-%d"), _commit(), _compiled(), quick, timing.repetitions, timing.seconds,
+        machine.cores, machine.cpu, machine.kernel, f"mosec {peer.VERSION}",
     )  # fmt: skip
     failures = results.failures
     with_peer = False
@@ -89,3 +91,9 @@ def _commit() -> str:
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     done = subprocess.run(git, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
     return done.stdout.strip() or "unknown"
+
+
+def _compiled() -> bool:
+    """Whether daemons import what mypyc has made of their sources. All of it is built together, or none."""
+    found = find_spec("tensord.daemon.scheduling.scheduler")
+    return found is not None and isinstance(found.loader, ExtensionFileLoader)

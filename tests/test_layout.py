@@ -165,6 +165,48 @@ def test_a_worker_pins_itself_before_torch_is_loaded() -> None:
     assert "torch" not in loaded_by("import tensord.daemon.worker.__main__")
 
 
+def compiled() -> set[Path]:
+    """The modules that setup.py lists."""
+    code = ast.parse((ROOT / "setup.py").read_text())
+    assigned = {ast.unparse(node.targets[0]): node.value for node in code.body if isinstance(node, ast.Assign)}
+    folders: dict[str, str] = ast.literal_eval(assigned["COMPILED"])
+    listed = {
+        folder: {path for name in names.split() for path in (ROOT / folder).glob(f"{name}.py")}
+        for folder, names in folders.items()
+    }
+    assert all(listed.values()), "a folder without any of its modules"
+    return set().union(*listed.values())
+
+
+def test_no_interpreted_class_inherits_from_a_compiled_one() -> None:
+    """mypyc forbids it, but nobody would see it before something runs compiled."""
+    files = compiled()
+    theirs = {
+        (path.parent, node.name)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+    wrong = []
+    for path in {*sources("daemon"), *sources("ipc")} - files:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        packages = {
+            alias.asname or alias.name: module if module.is_dir() else module.parent
+            for node in nodes
+            if isinstance(node, ast.ImportFrom)
+            for module in [path.parents[max(node.level, 1) - 1].joinpath(*(node.module or "").split("."))]
+            for alias in node.names
+        }
+        bases = {
+            ast.unparse(base).partition("[")[0]
+            for node in nodes
+            if isinstance(node, ast.ClassDef)
+            for base in node.bases
+        }
+        wrong += [f"{path.relative_to(ROOT)}: {name}" for name in bases if (packages.get(name), name) in theirs]
+    assert wrong == []
+
+
 def test_no_compiled_module_is_older_than_its_source() -> None:
     """Then it would run instead of what was edited: `make compiled`, or `make interpreted`."""
     built = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.so")]

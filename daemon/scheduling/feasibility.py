@@ -110,7 +110,8 @@ class Forecast:
 def water_level(loads: Iterable[tuple[int, float]], work_ns: float) -> float:
     """When workers that are busy for `load` each, and then give this `share` of their time, have done `work_ns`."""
     level = given = rate = 0.0
-    for load_ns, share in sorted(loads):
+    for busy_ns, share in sorted(loads):
+        load_ns = float(busy_ns)
         if rate and given + (load_ns - level) * rate >= work_ns:
             break
         given += (load_ns - level) * rate
@@ -139,17 +140,16 @@ def _share(model: "ModelQueue", worker: "Worker") -> float:
 
 def rows_before(request: "Request", model: "ModelQueue") -> float:
     """Rows that wait and will go before a request that comes now."""
-    rows: float = sum(model.class_rows[: request.priority + 1])
-    if model.crowded and rows:
-        account = model.accounts.get(request.tenant)
-        share = account.share if account else model.shares.get(model.users.of(request.tenant).name)
-        own: float = 0.0
-        if share is not None and share.rows:
-            names = share.names + (not (account and account.rows))
-            own = min(share.rows, account.rows * names if account else 0)
-            own *= model.weights / share.weight
-        rows = min(rows, own)
-    return rows
+    rows = sum(model.class_rows[: request.priority + 1])
+    if not model.crowded or not rows:
+        return rows
+    account = model.accounts.get(request.tenant)
+    share = account.share if account else model.shares.get(model.users.of(request.tenant).name)
+    if share is None or not share.rows:
+        return 0.0
+    names = share.names + (not (account and account.rows))
+    own = min(share.rows, account.rows * names if account else 0)
+    return min(rows, own * model.weights / share.weight)
 
 
 def own_batch_ns(request: "Request", model: "ModelQueue", *, waits: bool) -> float | None:
@@ -160,7 +160,7 @@ def own_batch_ns(request: "Request", model: "ModelQueue", *, waits: bool) -> flo
     cost = model.costs.of(request.bucket, device)
     bucket = model.buckets.get(request.bucket)
     rows = request.rows + (bucket.rows if bucket else 0)
-    own_ns: float = cost.predicted_ns(max(request.rows, min(rows, model.policy.max_batch)))
+    own_ns = float(cost.predicted_ns(max(request.rows, min(rows, model.policy.max_batch))))
     return max(own_ns, model.forecast.batch_ns()) if waits else own_ns
 
 

@@ -23,8 +23,9 @@ from ..scheduling.request import Batch
 from ..scheduling.scheduler import Scheduler
 from ..scheduling.users import TenantLookup, own_user
 from .parts import Parts, cut_request
+from .request import SimulatedRequest
 from .service import Service
-from .sources import SimulatedRequest, Source
+from .sources import Source
 from .tally import Tally
 
 NEVER: Final = 2**62

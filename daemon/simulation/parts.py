@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..scheduling.split import Assembly
-from .sources import SimulatedRequest
+from .request import SimulatedRequest
 
 
 class Parts(Assembly[SimulatedRequest]):

@@ -8,9 +8,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from .engine import Device, Hop
+from .request import SimulatedRequest
 from .service import Line, Service
 from .shapes import Kind, Shape
-from .sources import OpenSource, SimulatedRequest
+from .sources import OpenSource
 from .trace import Record, Trace
 from .workload import streams
 

@@ -1,50 +1,14 @@
 """Where requests come from: open loops, whatever happens; closed loops, when an answer was there."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
-from ..scheduling.request import Request
+from .request import SimulatedRequest
 from .shapes import Shape
-from .workload import Arrivals, Draw, Workload, arrivals_ns, draws, think_times_ns
-
-if TYPE_CHECKING:
-    from .parts import Parts
+from .workload import Arrivals, Workload, arrivals_ns, draws, think_times_ns
 
 PATIENCE_NS: Final = 1_000_000
 """A client of a closed loop that was refused waits at least so long, or it would ask again at the same instant."""
-
-
-class SimulatedRequest(Request):
-    """A request, and what the simulation must know of it."""
-
-    __slots__ = ("factor", "parts", "sent_ns", "whole", "workload")
-
-    def __init__(
-        self,
-        workload: int,
-        model: int,
-        draw: Draw,
-        sent_ns: int,
-        deadline_ns: int,
-        *,
-        flow: int,
-        nbytes: int = 0,
-        latest: bool = False,
-    ) -> None:
-        rows, bucket, tenant, priority, session, self.factor = draw
-        """Of its service time (see Service)."""
-        super().__init__(
-            model, bucket, tenant, priority, rows, sent_ns, deadline_ns, session,
-            flow=session or flow, nbytes=nbytes, latest=latest,
-        )  # fmt: skip
-        self.workload = workload
-        """Its number: whose source it came from."""
-        self.sent_ns = sent_ns
-        """When the client sent it; `arrival_ns` is when the front end came to it."""
-        self.parts: Parts | None = None
-        """What it was cut into."""
-        self.whole: SimulatedRequest | None = None
-        """Of a part: the request that it is cut from."""
 
 
 class Source(Protocol):

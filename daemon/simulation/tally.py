@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ..scheduling.request import Batch, ReleaseReason
 from .parts import Parts
-from .sources import SimulatedRequest
+from .request import SimulatedRequest
 
 T = TypeVar("T", int, str)
 

@@ -28,6 +28,7 @@ def results(
     return Results(
         date="2001-02-03",
         commit="abc",
+        compiled=True,
         quick=False,
         repetitions=2,
         seconds=2.0,
@@ -131,7 +132,7 @@ def test_saturation_goodput_and_idle_are_judged() -> None:
 
 def test_tables_show_good_and_bad_alike(alone: Hop, crowd: Hop) -> None:
     text = report.rendered(results((alone, crowd), failures=("mosec: it broke",)))
-    assert "2001-02-03, commit abc, a full run: 2 repetitions" in text
+    assert "2001-02-03, commit abc, compiled, a full run: 2 repetitions" in text
     assert "| p50 of one connection, 4 KiB, inline, to the echo's | ≤ 1.50 × | 1.55 (1.10–2.00) | **missed** |" in text
     assert "| 64 × 1 | inline | 63,000 (60,000–66,000) |" in text
     assert "mosec (batch 64, wait 1 ms)" in text

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, Request
+from tensord.daemon.scheduling import Batch, GlobalPolicy, ModelPolicy, ReleaseReason, Request
 from tensord.daemon.scheduling.balance import BALANCE_POLICIES
 from tensord.daemon.scheduling.balance.load import FastestResponse, LeastWork
 from tensord.daemon.scheduling.balance.mixing import mixed
@@ -284,6 +284,11 @@ def crowd(workers: int) -> tuple[list[Worker], BucketQueue]:
     return [Worker(index, f"cpu:{index}", 10**9) for index in range(workers)], bucket
 
 
+def batch_of(bucket: BucketQueue, worker: Worker) -> Batch[Request]:
+    """Its request, for a worker."""
+    return Batch(1, bucket.model, bucket.key, worker.id, [make()], 1, ReleaseReason.IDLE, 0, 220_001, 1)
+
+
 def highest_load(balance: str, workers: int) -> int:
     """Batches on the fullest worker when each could have one."""
     crew, bucket = crowd(workers)
@@ -291,7 +296,7 @@ def highest_load(balance: str, workers: int) -> int:
     for _ in range(workers):
         worker = policy.choose(crew, bucket)
         assert worker is not None
-        policy.released(worker, None)  # type: ignore[arg-type]
+        policy.released(worker, batch_of(bucket, worker))
         worker.outstanding_ns += 220_001
     return max(round(worker.outstanding_ns / 220_001) for worker in crew)
 
@@ -312,7 +317,7 @@ def test_two_choices_draw_all_pairs_equally() -> None:
         assert worker is not None
         chosen[worker.id] += 1
         worker.used_at = sum(chosen.values())
-        policy.released(worker, None)  # type: ignore[arg-type]
+        policy.released(worker, batch_of(bucket, worker))
     assert chosen[0] == 0
     assert all(abs(chosen[index] - 2500) < 200 for index in range(1, 5))
 

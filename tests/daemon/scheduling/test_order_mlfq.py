@@ -4,7 +4,7 @@ import heapq
 import pytest
 
 from tensord.daemon.scheduling import ModelPolicy, Request, order_mlfq
-from tensord.daemon.scheduling.order_mlfq import Entry, Flows, MultilevelFeedback
+from tensord.daemon.scheduling.order_mlfq import FLOWS_MAX, Entry, Flows, MultilevelFeedback
 
 from .rig import MS, Rig, make
 from .test_order import taken, waiting
@@ -92,13 +92,11 @@ def test_other_quanta_count_what_was_used_before(flows: Flows) -> None:
     assert flows.level(1) == 2
 
 
-def test_flows_beyond_the_bound_bring_the_boost_forward(flows: Flows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order_mlfq, "FLOWS_MAX", 3)
-    for flow in range(3):
-        use(flows, flow, 10)
-    assert [flows.level(flow) for flow in range(3)] == [1, 1, 1]
-    use(flows, 3, 10)
-    assert [flows.level(flow) for flow in range(4)] == [0, 0, 0, 0]
+def test_flows_beyond_the_bound_bring_the_boost_forward(flows: Flows) -> None:
+    flows.charge(0, [make(flow=flow) for flow in range(FLOWS_MAX)], 10 * FLOWS_MAX)
+    assert {flows.level(flow) for flow in range(FLOWS_MAX)} == {1}
+    use(flows, FLOWS_MAX, 10)
+    assert {flows.level(flow) for flow in range(FLOWS_MAX + 1)} == {0}
 
 
 # ── their requests ──────────────────────────────────────────────────────────────────────────────

@@ -8,8 +8,9 @@ import pytest
 
 from tensord.daemon.scheduling import GlobalPolicy, ModelPolicy, ReleaseReason
 from tensord.daemon.simulation.engine import NEVER, Device, Engine, Hop, SimulatedModel
+from tensord.daemon.simulation.request import SimulatedRequest
 from tensord.daemon.simulation.service import Line, Service
-from tensord.daemon.simulation.sources import ClosedSource, OpenSource, SimulatedRequest, Source
+from tensord.daemon.simulation.sources import ClosedSource, OpenSource, Source
 from tensord.daemon.simulation.tally import Tally
 from tensord.ipc.errors import (
     ConcurrencyLimit,

@@ -11,9 +11,10 @@ import pytest
 from tensord.daemon.scheduling import Batch, ModelPolicy
 from tensord.daemon.simulation.engine import NEVER, Device, Engine, Hop, SimulatedModel
 from tensord.daemon.simulation.replay import calibrate, replayed
+from tensord.daemon.simulation.request import SimulatedRequest
 from tensord.daemon.simulation.service import Line, Service
 from tensord.daemon.simulation.shapes import Kind, Shape
-from tensord.daemon.simulation.sources import OpenSource, SimulatedRequest, source_of
+from tensord.daemon.simulation.sources import OpenSource, source_of
 from tensord.daemon.simulation.tally import Tally
 from tensord.daemon.simulation.trace import Header, Record, Recorder, Trace, read_trace
 from tensord.daemon.simulation.workload import Choice, Workload

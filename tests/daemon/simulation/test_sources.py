@@ -1,7 +1,8 @@
 from itertools import count, repeat
 
+from tensord.daemon.simulation.request import SimulatedRequest
 from tensord.daemon.simulation.shapes import Shape
-from tensord.daemon.simulation.sources import PATIENCE_NS, ClosedSource, OpenSource, SimulatedRequest, source_of
+from tensord.daemon.simulation.sources import PATIENCE_NS, ClosedSource, OpenSource, source_of
 from tensord.daemon.simulation.workload import Arrivals, Choice, Workload
 
 MS = 1_000_000

@@ -3,7 +3,7 @@ import pytest
 from tensord.daemon.scheduling import Batch, ModelPolicy, ReleaseReason
 from tensord.daemon.scheduling.model import ModelQueue
 from tensord.daemon.simulation.engine import NEVER
-from tensord.daemon.simulation.sources import SimulatedRequest
+from tensord.daemon.simulation.request import SimulatedRequest
 from tensord.daemon.simulation.tally import Tally, Usage
 from tensord.ipc.errors import QueueFull
 

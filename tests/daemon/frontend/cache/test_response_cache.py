@@ -1,7 +1,6 @@
 """Virtual time, no sockets: the scheduler is a list of requests that a test computes when it likes."""
 
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +13,9 @@ from tensord.daemon.frontend.ingest import Ingest
 from tensord.daemon.frontend.models import Model
 from tensord.daemon.frontend.requests import InferRequest
 from tensord.daemon.knobs import KNOBS
+from tensord.daemon.scheduling import Batch, ModelPolicy, ReleaseReason
+from tensord.daemon.scheduling.model import ModelQueue
+from tensord.daemon.scheduling.queues import BucketQueue
 from tensord.ipc.errors import Cancelled, DeadlineExceeded, ModelFailed, QueueFull, TensordError
 from tensord.ipc.statistics import Block, Counter
 
@@ -37,6 +39,18 @@ class FakeTier:
 
     def keep(self, key: bytes, value: bytes, ttl_ms: int) -> None:
         self.kept[key] = value, ttl_ms
+
+
+def queue_of(request: InferRequest) -> ModelQueue:
+    """The scheduler's queue of its model."""
+    return ModelQueue(request.model, "pair", ModelPolicy(), idempotent=True)
+
+
+def batch_of(request: InferRequest, rows: int, released_ns: int) -> Batch[InferRequest]:
+    """A batch of so many rows that the request is in."""
+    return Batch(
+        1, queue_of(request), request.bucket, 1, [request], rows, ReleaseReason.IDLE, released_ns, 0, request.priority
+    )
 
 
 class Kitchen:
@@ -109,8 +123,7 @@ class Kitchen:
             offset = request.inline_offset(position)
             self.ingest_view[offset : offset + nbytes] = bytes([result]) * nbytes
         if request.flight is not None:
-            batch: Any = SimpleNamespace(rows=rows, released_ns=self.now + 7)
-            self.cache.computed(self.now, request, batch, COMPUTE_NS)
+            self.cache.computed(self.now, request, batch_of(request, rows, self.now + 7), COMPUTE_NS)
 
     def failed(self, request_id: int, error: TensordError) -> None:
         """It gets this for an answer."""
@@ -277,7 +290,7 @@ def test_who_leaves_leaves_alone(kitchen: Kitchen) -> None:
 
 def test_a_more_urgent_request_does_not_wait_behind_one_in_the_queue(kitchen: Kitchen) -> None:
     queued = kitchen.ask(1, priority=2)
-    queued.home = object()  # type: ignore[assignment]
+    BucketQueue(queue_of(queued), queued.bucket).push(queued)
     kitchen.ask(2, priority=0)
     assert kitchen.scheduled == [1, 2]
     queued.home = None
