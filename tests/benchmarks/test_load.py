@@ -322,7 +322,7 @@ def test_other_answers_than_expected_are_wrong(
 
 
 def test_refusals_are_counted_by_code(daemon: served.Daemon, offline: inprocess.InProcess) -> None:
-    request = request_of(SATURATED[0], 33, offline)  # more rows than max_batch
+    request = request_of(SATURATED[0], 4097, offline)  # more than rows_max
     sample = figures(load("--socket", daemon.socket, "--requests", 10, request=request))
     assert (sample.total.answered, sample.total.failed, sample.total.errors) == (0, 10, {"109": 10})
     with pytest.raises(Failed, match="'109'"):
