@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
-from xml.sax.saxutils import escape
 
-from ..svg import SERIES, curve, line, picture, round_step, text
+from ..svg import SERIES, curve, escape, line, picture, round_step, text
 from .results import Summary
 from .run import Report, Scaling
 
