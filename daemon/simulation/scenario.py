@@ -33,6 +33,9 @@ from .workload import Arrivals, Choice, Rows, Workload
 REQUESTS_MAX: Final = 20_000_000
 """Arrivals of an open loop over all replications and settings: hours of computing."""
 
+SECONDS_MAX: Final = 1e9
+"""Of virtual time: 2^63 nanoseconds are nine times as long."""
+
 DEVICES_MAX: Final = 1_024
 CLIENTS_MAX: Final = 100_000
 
@@ -116,8 +119,8 @@ class ScenarioFile(_Strict, frozen=True):
     """The file's top level."""
 
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 1
-    duration_s: Positive = 10.0
-    warmup_s: NotNegative = 1.0
+    duration_s: Annotated[float, msgspec.Meta(gt=0, le=SECONDS_MAX)] = 10.0
+    warmup_s: Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)] = 1.0
     replications: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
     hop: dict[str, Any] = {}
     knobs: dict[str, Any] = {}

@@ -147,6 +147,7 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
         ),
         (MODEL + WORKLOAD + '[[settings]]\nname = "a"\nreplicas = 2', "settings.1.replicas = 2: there are 1 devices"),
         (MODEL + WORKLOAD + "[scaling]\nreplicas = [1, 2, 3]", "scaling.replicas = [1, 2, 3]: give three or more"),
+        ("duration_s = 2e9\n" + MODEL + WORKLOAD, "duration_s = 2000000000.0: expected `float` <="),
         ("duration_s = 1e9\n" + MODEL + WORKLOAD, "duration_s = 1000000000.0: this makes"),
         ("devices = [{ kind = 'tpu' }]\n" + MODEL + WORKLOAD, "devices.1.kind = 'tpu': give cpu or cuda"),
     ],
