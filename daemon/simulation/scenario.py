@@ -22,7 +22,7 @@ from tensord.ipc.limits import PRIORITY_CLASSES, PRIORITY_NORMAL
 
 from ..config import ConfigError, read_toml
 from ..knob import KnobError, Scope, Setting, suggestion
-from ..knobs import KNOBS, find
+from ..knobs import KNOBS, contradiction, find
 from .engine import Device, Hop
 from .replay import Calibration, calibrate
 from .service import Line, Service
@@ -281,6 +281,12 @@ class _Reader:
                 raise self._error(
                     f"settings.{place + 1}.name", name, "named twice: give each setting a name of its own"
                 )
+        for setting in scenario.settings:
+            for model in scenario.models:
+                knobs = scenario.model_knobs(setting, model)
+                if (found := contradiction(knobs)) is not None:
+                    knob, remedy = found
+                    raise self._error(f"{model.name}.{knob}", knobs[knob], f"in the setting {setting.name}, {remedy}")
         rate = sum(workload.rate_per_s for workload in scenario.workloads)
         runs = scenario.replications * len(scenario.settings) * (1 + len(scenario.scaling))
         requests = rate * (scenario.duration_s + scenario.warmup_s) * runs

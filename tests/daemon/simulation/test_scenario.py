@@ -145,6 +145,10 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
             MODEL + WORKLOAD + '[[settings]]\nname = "a"\nknobs = { "n.order" = "fcfs" }',
             "settings.1.knobs.n.order = 'fcfs': there is no model n",
         ),
+        (
+            MODEL + WORKLOAD + '[[settings]]\nname = "a"\nknobs = { window_us = "2s", timeout_ms = 60 }',
+            "m.window_us = 2000000: in the setting a, longer than timeout_ms (60 ms)",
+        ),
         (MODEL + WORKLOAD + '[[settings]]\nname = "a"\nreplicas = 2', "settings.1.replicas = 2: there are 1 devices"),
         (MODEL + WORKLOAD + "[scaling]\nreplicas = [1, 2, 3]", "scaling.replicas = [1, 2, 3]: give three or more"),
         ("duration_s = 2e9\n" + MODEL + WORKLOAD, "duration_s = 2000000000.0: expected `float` <="),
