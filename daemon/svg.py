@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from typing import Final
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape as _escape
 
 LIGHT: Final = {
     "paper": "fill: #ffffff",
@@ -55,6 +55,11 @@ def picture(width: int, height: int, title: str, description: str, parts: Iterab
         + "\n".join(parts)
         + "\n</svg>\n"
     )
+
+
+def escape(words: str) -> str:
+    """Words as XML, which has no place for control characters, not even escaped."""
+    return _escape("".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in words))
 
 
 def text(x: float, y: float, words: str, kind: str, anchor: str = "start", more: str = "") -> str:

@@ -496,6 +496,7 @@ class Connection(Peer):
         form, result_headers = self.arenas.form(model, inputs, outputs, headers)
         self._check_limits(model, form, payload_bytes)
         deadline = deadline_ns or now + model.timeout_ns
+        priority = max(priority, self.user.quota.priority)
         request = InferRequest(self, request_id, model, form, priority, session, deadline, now, bool(flags & LATEST))
         request.result_headers = result_headers
         if payload_bytes > self.reader.in_hand:

@@ -81,10 +81,16 @@ class Model:
         return ModelSpec(self.name, self.version, self.inputs, self.outputs, self.rows_max, self.idempotent)
 
     def apply(self, values: Mapping[str, Any]) -> None:
-        """Take over the values of the model's knobs that the front end itself uses."""
+        """Take over the values of the model's knobs that the front end itself uses.
+
+        What would never find room in its queue is too large, and not told to come again.
+        """
         self.batch_rows = int(values["max_batch"])
         parts_max = 1 if self.data_dimensions else PARTS_MAX  # one size from the data is that of all rows
-        self.rows_max = min(int(values["rows_max"]), parts_max * self.batch_rows)
+        percent = values["tenant_queue_percent"]
+        parts_max = min(parts_max, max(1, values["queue_max"] * percent // 100))
+        waiting_max = max(self.batch_rows, values["queue_rows_max"] * percent // 100)
+        self.rows_max = min(int(values["rows_max"]), parts_max * self.batch_rows, waiting_max)
         self.timeout_ns = int(values["timeout_ms"]) * 1_000_000
 
     def result_headers(self, form: Form, data_sizes: Sequence[int] = ()) -> bytes:

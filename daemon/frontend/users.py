@@ -49,12 +49,15 @@ class Quota:
     policy: TenantPolicy
     connections_max: int
     arena_bytes_max: int
+    priority: int
+    """The highest class of its requests: 0 is above 1."""
 
     @classmethod
     def of(cls, name: str, knobs: Mapping[str, Any]) -> "Quota":
         """From the values of the tenant knobs of the class `name`."""
         policy = TenantPolicy.of(name, knobs)
-        return cls(policy, knobs["tenant_connections_max"], knobs["tenant_arena_bytes_max"])
+        bounds = knobs["tenant_connections_max"], knobs["tenant_arena_bytes_max"]
+        return cls(policy, *bounds, knobs["tenant_priority"])
 
 
 @dataclass(eq=False, slots=True)

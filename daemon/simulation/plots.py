@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
-from xml.sax.saxutils import escape
 
-from ..svg import curve, line, picture, text
+from ..svg import curve, escape, line, picture, text
 from .frame import (
     COLOURS,
     HEIGHT,

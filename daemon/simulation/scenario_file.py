@@ -22,7 +22,7 @@ import msgspec
 
 from ..config import DEFAULT_CLASS, ConfigError, read_toml
 from ..knob import KnobError, Scope, suggestion
-from ..knobs import find
+from ..knobs import contradiction, find
 from .engine import Device, Hop
 from .replay import Calibration, calibrate
 from .scenario import ClassPlan, Knobs, ModelPlan, Scenario, SettingPlan, Sweep, with_trace
@@ -130,6 +130,12 @@ class _Reader:
                 raise self._error(
                     f"settings.{place + 1}.name", name, "named twice: give each setting a name of its own"
                 )
+        for setting in scenario.settings:
+            for model in scenario.models:
+                knobs = scenario.model_knobs(setting, model)
+                if (found := contradiction(knobs)) is not None:
+                    knob, remedy = found
+                    raise self._error(f"{model.name}.{knob}", knobs[knob], f"in the setting {setting.name}, {remedy}")
         runs = scenario.replications * len(scenario.settings)
         rates = [self._rate(scenario)] * (1 + len(scenario.scaling))
         rates += [self._rate(scenario.at_load(factor)) for factor in scenario.sweep.load]

@@ -9,6 +9,9 @@ from tensord.ipc.limits import PRIORITY_CLASSES, PRIORITY_NORMAL
 from .shapes import Kind
 from .workload import Arrivals
 
+SECONDS_MAX: Final = 1e9
+"""Of virtual time: 2^63 nanoseconds are nine times as long."""
+
 DEVICES_MAX: Final = 1_024
 CLIENTS_MAX: Final = 100_000
 
@@ -99,8 +102,8 @@ class ScenarioFile(_Strict, frozen=True):
     """The file's top level."""
 
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 1
-    duration_s: Positive = 10.0
-    warmup_s: NotNegative = 1.0
+    duration_s: Annotated[float, msgspec.Meta(gt=0, le=SECONDS_MAX)] = 10.0
+    warmup_s: Annotated[float, msgspec.Meta(ge=0, le=SECONDS_MAX)] = 1.0
     replications: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
     hop: dict[str, Any] = {}
     knobs: dict[str, Any] = {}

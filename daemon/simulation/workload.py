@@ -12,6 +12,9 @@ from .shapes import Kind, Numbers, Shape
 CHUNK: Final = 1_024
 """Requests that are drawn at once."""
 
+NEVER_NS: Final = 2.0**62
+"""Later than any simulation ends, and an int64."""
+
 
 class Arrivals(StrEnum):
     """How requests come."""
@@ -119,7 +122,7 @@ def arrivals_ns(workload: Workload, seed: Sequence[int]) -> Iterator[int]:
     while True:
         times = before_ns + (mean_ns * gaps.draw(random, CHUNK)).cumsum()
         before_ns = float(times[-1])
-        yield from times.astype(np.int64).tolist()
+        yield from np.minimum(times, NEVER_NS).astype(np.int64).tolist()
 
 
 def _bursty(workload: Workload, random: np.random.Generator) -> Iterator[int]:

@@ -16,7 +16,7 @@ def test_a_picture_is_one_file_for_light_and_dark() -> None:
 
 
 def test_words_cannot_break_the_file() -> None:
-    assert ET.fromstring(text(0, 0, "<&>", "ink")).text == "<&>"
+    assert ET.fromstring(text(0, 0, "<&>\x01", "ink")).text == "<&>\N{REPLACEMENT CHARACTER}"
 
 
 def test_every_series_has_a_colour_in_both() -> None:

@@ -15,7 +15,7 @@ from tensord.daemon.messages import ModelServed, TensorInfo
 from tensord.ipc.tensors import NO_SIZES, DType
 from tensord.ipc.wire import Lane, TensorHeader
 
-from .fake_host import FakeHost
+from .fake_host import DEFAULTS, FakeHost
 
 Placed = dict[int, tuple[int, int]]
 """Tensor to arena and offset."""
@@ -38,7 +38,7 @@ def served() -> ModelServed:
 @pytest.fixture
 def model(served: ModelServed) -> Model:
     made = Model(served)
-    made.apply({"max_batch": 32, "rows_max": 32, "timeout_ms": 1000})
+    made.apply({**DEFAULTS, "max_batch": 32, "rows_max": 32, "timeout_ms": 1000})
     return made
 
 
@@ -67,7 +67,7 @@ def ragged_model() -> Model:
             counts={"found": 2},
         )
     )
-    made.apply({"max_batch": 32, "rows_max": 32, "timeout_ms": 1000})
+    made.apply({**DEFAULTS, "max_batch": 32, "rows_max": 32, "timeout_ms": 1000})
     return made
 
 

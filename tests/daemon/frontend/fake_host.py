@@ -41,6 +41,7 @@ from tensord.ipc.wire import (
     frame,
 )
 
+DEFAULTS: Final = {name: knob.default for name, knob in KNOBS.items()}
 WATCHDOG_S: Final = 20.0
 """Longest wait for something that must happen; a limit against hanging, not a measurement."""
 
@@ -64,7 +65,7 @@ class FakeHost:
         self.limits = Limits()
         self.models = Models()
         self.users = Users()
-        self.users.set_knobs({name: knob.default for name, knob in KNOBS.items()}, {})
+        self.users.set_knobs(DEFAULTS, {})
         self.scratch = memoryview(bytearray(128 * 1024))
         self.draining = False
         self.arriving_bytes = 0
@@ -82,7 +83,7 @@ class FakeHost:
         self.returned: list[int] = []
         """Numbers of the arenas that came back."""
         for each in served:
-            self.models.add(each).apply({"max_batch": 32, "rows_max": 32, "timeout_ms": TIMEOUT_MS})
+            self.models.add(each).apply({**DEFAULTS, "max_batch": 32, "rows_max": 32, "timeout_ms": TIMEOUT_MS})
 
     def connection_opened(self, connection: Connection) -> TensordError | None:
         self.opened.append(connection)

@@ -52,7 +52,7 @@ from tensord.ipc.wire import (
     frame,
 )
 
-from .fake_host import LONG_BYTES, TIMEOUT_MS, Client, FakeHost, Meeting, request_frame
+from .fake_host import DEFAULTS, LONG_BYTES, TIMEOUT_MS, Client, FakeHost, Meeting, request_frame
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -185,6 +185,17 @@ def test_an_arena_that_the_host_refuses_is_not_waited_for(
 
 def refuse_arena(*_: object) -> None:
     raise TenantArenaQuotaExceeded(2, 1)
+
+
+def test_a_users_requests_stay_below_the_class_that_it_may_use(client: Client, host: FakeHost, model: Model) -> None:
+    host.users.set_knobs({**DEFAULTS, "tenant_priority": 1}, {})
+    for request_id, priority in enumerate((0, 1, 2), 5):
+        client.send(request_frame(model, request_id=request_id, priority=priority))
+    client.meeting.until(lambda: len(host.submitted) == 3)
+    assert [request.priority for request in host.submitted] == [1, 1, 2]
+    for request in host.submitted:
+        host.answer(request)
+    client.receive_all(3)
 
 
 # ── what it answers itself ──────────────────────────────────────────────────────────────────────

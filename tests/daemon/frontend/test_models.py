@@ -14,6 +14,7 @@ from tensord.ipc.tensors import Dimension, DType, ModelSpec, TensorSpec
 from tensord.ipc.wire import Lane, ModelEntry, TensorHeader, decode_tensors
 
 from .conftest import headers
+from .fake_host import DEFAULTS
 
 ARENAS = {2: SimpleNamespace(nbytes=2**30)}
 
@@ -45,10 +46,16 @@ def test_clients_are_told_what_the_supervisor_said(model: Model) -> None:
 
 
 def test_knobs_of_the_model_take_effect(model: Model) -> None:
-    model.apply({"max_batch": 8, "rows_max": 20, "timeout_ms": 250, "window_us": 1})
+    model.apply({**DEFAULTS, "max_batch": 8, "rows_max": 20, "timeout_ms": 250, "window_us": 1})
     assert (model.spec.rows_max, model.batch_rows, model.timeout_ns) == (20, 8, 250_000_000)
-    model.apply({"max_batch": 2, "rows_max": 65_536, "timeout_ms": 250})
+    model.apply({**DEFAULTS, "max_batch": 2, "rows_max": 65_536, "timeout_ms": 250})
     assert model.spec.rows_max == 2 * PARTS_MAX
+
+
+def test_what_would_never_find_room_in_the_queue_is_too_large(model: Model) -> None:
+    for knobs, rows_max in (({"queue_max": 100}, 50 * 8), ({"queue_rows_max": 300}, 150), ({"queue_max": 1}, 8)):
+        model.apply({**DEFAULTS, "max_batch": 8, **knobs})
+        assert model.spec.rows_max == rows_max
 
 
 def test_a_model_is_found_by_name_version_and_label(served: ModelServed) -> None:

@@ -18,6 +18,7 @@ from tensord.ipc.errors import Cancelled, WorkerLost
 from tensord.ipc.tensors import DType
 
 from .conftest import MakeRequest, maker_of_requests
+from .fake_host import DEFAULTS
 
 ROWS = (44, 43, 43)
 
@@ -74,7 +75,7 @@ def ragged_and_exact() -> Model:
             buckets={"tokens": (16, 100)},
         )
     )
-    made.apply({"max_batch": 4, "rows_max": 4096, "timeout_ms": 1000})
+    made.apply({**DEFAULTS, "max_batch": 4, "rows_max": 4096, "timeout_ms": 1000})
     return made
 
 

@@ -166,6 +166,10 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
             MODEL + WORKLOAD + '[[settings]]\nname = "a"\nknobs = { "n.order" = "fcfs" }',
             "settings.1.knobs.n.order = 'fcfs': there is no model n",
         ),
+        (
+            MODEL + WORKLOAD + '[[settings]]\nname = "a"\nknobs = { window_us = "2s", timeout_ms = 60 }',
+            "m.window_us = 2000000: in the setting a, longer than timeout_ms (60 ms)",
+        ),
         (MODEL + WORKLOAD + '[[settings]]\nname = "a"\nreplicas = 2', "settings.1.replicas = 2: there are 1 devices"),
         (MODEL + WORKLOAD + "[scaling]\nreplicas = [1, 2, 3]", "scaling.replicas = [1, 2, 3]: give three or more"),
         (MODEL + WORKLOAD + "latest = true", "workloads.1.latest = True: a newer request is one of the same session"),
@@ -184,6 +188,7 @@ def test_everything_that_can_be_said_is_taken(tmp_path: Path) -> None:
         (MODEL + WORKLOAD + "[sweep]\nload = [2, 1]", "sweep.load = [2.0, 1.0]: give factors in ascending order"),
         (MODEL + WORKLOAD + '[sweep]\nload = [1, 2]\nworkloads = ["w"]', "sweep.workloads = 'w': no such workload"),
         (MODEL + WORKLOAD + "[sweep]\nload = [1, 1e9]", "duration_s = 10.0: this makes"),
+        ("duration_s = 2e9\n" + MODEL + WORKLOAD, "duration_s = 2000000000.0: expected `float` <="),
         ("duration_s = 1e9\n" + MODEL + WORKLOAD, "duration_s = 1000000000.0: this makes"),
         ("devices = [{ kind = 'tpu' }]\n" + MODEL + WORKLOAD, "devices.1.kind = 'tpu': give cpu or cuda"),
     ],
