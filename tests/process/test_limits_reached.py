@@ -90,7 +90,7 @@ def test_in_flight_max_bounds_each_connection(unharmed: "Daemon", connect: "Conn
 
 def test_queue_max_bounds_a_model(unharmed: "Daemon", connect: "Connect", gates: "count[int]") -> None:
     client, gate = connect(), next(gates)
-    with unharmed.knobs(pipeline_depth=1, gate__queue_max=2):
+    with unharmed.knobs(pipeline_depth=1, gate__queue_max=2, gate__tenant_queue_percent=100):
         client.send(client.request("gate", np.array([gate]), request_id=1))
         unharmed.wait_entered(gate)
         for request_id in (2, 3):

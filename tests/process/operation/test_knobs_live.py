@@ -75,7 +75,7 @@ def test_queue_max_refuses_with_the_time_to_come_back(
 ) -> None:
     numbers = [next(gates) for _ in range(2)]
     client = connect_raw(sturdy, "gate")
-    sturdy.set(pipeline_depth=1, gate__queue_max=2)
+    sturdy.set(pipeline_depth=1, gate__queue_max=2, gate__tenant_queue_percent=100)
     for number in numbers:  # one on each device
         client.send({number: np.array([number])})
         sturdy_site.models.wait_entered(number)
@@ -92,7 +92,7 @@ def test_queue_max_refuses_with_the_time_to_come_back(
     answers: dict[int, Any] = dict(client.receive() for _ in range(5))
     assert sorted(answers) == sorted([*numbers, 1001, 1002, 1004])
     assert all(isinstance(answer, bytes) for answer in answers.values())
-    sturdy.set(pipeline_depth=None, gate__queue_max=None)
+    sturdy.set(pipeline_depth=None, gate__queue_max=None, gate__tenant_queue_percent=None)
 
 
 def test_restart_knob_is_pending_until_its_process_starts_again(sturdy: "Instance") -> None:
