@@ -71,10 +71,12 @@ def infeasible(now: int, request: Request, model: ModelQueue, replaced: Request 
     request.finish_ns = now + int(wait_ns + own_ns)
     if replaced is not None and replaced.finish_ns > now:
         request.finish_ns = min(request.finish_ns, replaced.finish_ns)
-    needed_ns = request.finish_ns - now + (forecast.margin_ns if wait_ns else 0)
+    needed_ns = request.finish_ns - now
     allowed_ns = request.deadline_ns - now
-    if model.batching.defers(model.costs.of(request.bucket, device)):
-        request.finish_ns = 0  # it will be late on purpose: that is no error of predictions
+    if before < model.batching.rows_max and model.batching.defers(model.costs.of(request.bucket, device)):
+        request.finish_ns = 0  # it is late on purpose, not by an error: none to be learned, and none to be feared
+    elif wait_ns:
+        needed_ns += forecast.margin_ns
     if needed_ns <= allowed_ns:
         return None
     if forecast.probe(now):

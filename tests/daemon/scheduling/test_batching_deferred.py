@@ -6,6 +6,7 @@ import pytest
 
 from tensord.daemon.scheduling import Batch, ReleaseReason, Request
 from tensord.daemon.scheduling.cost import LinearCost
+from tensord.ipc.errors import DeadlineInfeasible
 
 from .rig import MS, Rig, make
 from .virtual_device import poisson, serve
@@ -153,3 +154,15 @@ def test_answers_that_were_deferred_are_no_reason_to_refuse_others() -> None:
         batch = next_batch(rig)
         rig.now += MS
         rig.complete(batch, MS)
+
+
+def test_errors_of_predictions_count_where_a_queue_stands_and_not_where_a_batch_is_held() -> None:
+    rig = Rig()
+    rig.model(max_batch=8, batching="deferred", latency_target_ns=1_000 * MS, deadline_check=True)
+    rig.submit(make())
+    batch = next_batch(rig)
+    rig.now += MS
+    rig.complete(batch, MS)
+    rig.scheduler._models[0].forecast.margin_ns = 100 * MS
+    rig.submit(*[make(deadline_ns=rig.now + 50 * MS) for _ in range(8)])
+    assert isinstance(rig.scheduler.submit(rig.now, make(deadline_ns=rig.now + 50 * MS)), DeadlineInfeasible)
