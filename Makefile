@@ -29,15 +29,15 @@ format: $(VENV)/dev-installed
 compiled: $(VENV)/dev-installed  ## Compile what every request passes, beside its sources: again after each change of them
 	TENSORD_COMPILED=1 $(BIN)/python setup.py --quiet build_ext --inplace
 
-test-compiled: COPY := build/compiled
-test-compiled: $(VENV)/dev-installed  ## Compile a copy, and run the tests of what is compiled there: ten minutes
-	rm -rf $(COPY) && mkdir -p $(COPY)
-	cp -a setup.py pyproject.toml src ipc daemon admin configs tests examples benchmarks docs $(COPY)
-	find $(COPY) -name '*.so' -delete
-	cd $(COPY) && export PYTHONPATH="$$PWD/src" && \
+test-compiled: $(VENV)/dev-installed  ## Compile a copy in build/, and run the tests of what is compiled there: ten minutes
+	rm -rf build/compiled && mkdir -p build/compiled
+	cp -a setup.py pyproject.toml src ipc daemon admin configs docs examples benchmarks tests build/compiled
+	find build/compiled -name '*.so' -delete
+	cd build/compiled && export PYTHONPATH="$$PWD/src" && \
 		TENSORD_COMPILED=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace && \
-		$(CURDIR)/$(BIN)/python -c 'from tensord.daemon.scheduling import scheduler as it; assert it.__file__.endswith(".so")' && \
-		$(CURDIR)/$(BIN)/python -m pytest -m "not full" tests/ipc tests/daemon tests/process
+		$(CURDIR)/$(BIN)/python -c 'from tensord.ipc import wire; assert wire.__file__.endswith(".so")' && \
+		$(CURDIR)/$(BIN)/python -m pytest -m "not full" tests/ipc tests/daemon/scheduling \
+			tests/daemon/frontend tests/daemon/simulation tests/process
 
 interpreted:  ## Undo that
 	find ipc daemon src -name '*.so' -delete
