@@ -67,6 +67,11 @@ class TenantQueue:
                 return oldest
         return self.order.peek(now)
 
+    @property
+    def oldest(self) -> Request | None:
+        """The request that has waited longest; None where there is none."""
+        return self.order.peek(0) if self.ages is None else self.ages.peek()
+
     def key(self, request: Request, now: int, ageing_ns: int) -> float:
         """What its requests are sorted by, lowest first, then by `seq`: comparable between the queues of one model."""
         if ageing_ns and self.ages is not None and now - request.waits_since_ns >= ageing_ns:
@@ -87,7 +92,6 @@ class TenantQueue:
 
     def reorder(self, order: OrderPolicy) -> None:
         """Sort by another policy from now on; it is still empty."""
-        self.level.keep_ages()
         waiting = sorted(self.order.living(), key=_by_seq)
         self._obey(order)
         for request in waiting:
@@ -155,7 +159,7 @@ class Level:
         self.count = 0
         """Living requests."""
         self.ages = LazyQueue(_by_seq)
-        """All of them, the oldest first. Empty as long as one tenant's queue in that order tells the same."""
+        """All of them, the oldest first. Empty as long as they are of one tenant, which knows its oldest itself."""
         self.ages_kept = False
         self.tenants: dict[str, TenantQueue] = {}
         self.users: dict[str, UserQueue] = {}
@@ -168,7 +172,7 @@ class Level:
         if tenant is None:
             tenant = self.tenants[name] = TenantQueue(self, name, account, model.make_order())
         tenant.account = account
-        if self.count or model.policy.order != "fcfs":
+        if self.count:
             self.keep_ages()
         user = self.users.get(account.share.user.name)
         if user is None:
@@ -183,7 +187,7 @@ class Level:
         return tenant
 
     def keep_ages(self) -> None:
-        """From now on the age tells more than the order of the tenants' queues."""
+        """From now on several tenants may wait: none of them knows who is the oldest of all."""
         if not self.ages_kept:
             self.ages_kept = True
             for tenant in self.tenants.values():
@@ -199,7 +203,7 @@ class Level:
     @property
     def oldest(self) -> Request:
         """The request that has waited longest; at least one is waiting."""
-        oldest = self.ages.peek() if self.ages_kept else self.first().order.peek(0)
+        oldest = self.ages.peek() if self.ages_kept else self.first().oldest
         assert oldest is not None
         return oldest
 
