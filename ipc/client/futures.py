@@ -133,7 +133,8 @@ class FutureWatcher:
         """Read, or wait for who reads, until a future is finished; now and then look at the deadlines."""
         self._connection.wait(self._ticket, time.monotonic_ns() + GRACE_NS)
         now_ns = time.monotonic_ns()
-        for call, future in list(self._outstanding.items()):
+        # A copy, no list of items: each new tuple may start the garbage collector, and that lets other threads in.
+        for call, future in self._outstanding.copy().items():
             deadline_ns = future.request.deadline_ns
             if now_ns > deadline_ns + GRACE_NS and not call.abandoned:
                 self._connection.abandon(call)  # and stay until its final frame, which gives the slot back
