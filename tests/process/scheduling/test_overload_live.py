@@ -40,8 +40,8 @@ def share_in_time(ended: Sequence[Ended]) -> float:
 def test_at_five_times_the_capacity_what_is_admitted_is_answered_in_time(idle: "Daemon", join: "Connect") -> None:
     """Goodput stays at the peak; without the check of deadlines it collapses.
 
-    Twice, and the better one counts: where somebody else stops the whole machine for longer than is usual, all that
-    were admitted just in time are late.
+    Twice, and one of the runs must show both: where somebody else stops the whole machine for longer than is usual, all
+    that were admitted just in time are late.
     """
     sizes = (int(rows) for rows in np.random.default_rng(1).integers(1, 8, 10**6, endpoint=True))
     closed = (Ask(rows=rows) for rows in sizes)
@@ -55,6 +55,6 @@ def test_at_five_times_the_capacity_what_is_admitted_is_answered_in_time(idle: "
         checked = [overload(seed) for seed in (1, 2)]
         with idle.knobs(nap__deadline_check=False):
             unchecked = overload(3)
-    assert max(good_rows_per_s(each) for each in checked) >= 0.95 * peak
-    assert max(share_in_time(each) for each in checked) >= 0.99
+    seen = [(good_rows_per_s(each) / peak, share_in_time(each)) for each in checked]
+    assert any(goodput >= 0.95 and in_time >= 0.99 for goodput, in_time in seen), seen
     assert good_rows_per_s(unchecked) < 0.5 * peak
