@@ -216,17 +216,18 @@ def _scaling(scaling: Scaling) -> RenderableType:
 
 
 def _sweeps(sweeps: list[Sweep]) -> RenderableType:
-    rows = table("LOAD", right=tuple(f"× {factor:g}" for factor in sweeps[0].load))
-    rows.add_row("offered/s", *(f"{point.offered_per_s.mean:,.0f}" for point in sweeps[0].points))
+    """A line for each setting at each load: as many loads as columns would fit no terminal."""
+    rows = table("SETTING", right=("LOAD", "OFFERED/S", "IN TIME/S", "p99"))
     for sweep in sweeps:
-        tails = [point.response.p99_us for point in sweep.points]
-        rows.add_row(
-            f"[bold]{escape(sweep.setting)}[/], in time/s",
-            *(f"{each.goodput_per_s.mean:,.0f}" for each in sweep.points),
-        )
-        rows.add_row(
-            "  [dim]p99[/]", *("–" if tail is None else microseconds(tail.mean) for tail in tails), style="dim"
-        )
+        for factor, point in zip(sweep.load, sweep.points, strict=True):
+            tail = point.response.p99_us
+            rows.add_row(
+                f"[bold]{escape(sweep.setting)}[/]" if factor == sweep.load[0] else "",
+                f"× {factor:g}",
+                f"{point.offered_per_s.mean:,.0f}",
+                f"{point.goodput_per_s.mean:,.0f}",
+                "–" if tail is None else microseconds(tail.mean),
+            )
     return rows
 
 

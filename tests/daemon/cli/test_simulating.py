@@ -102,9 +102,9 @@ def test_pictures_are_drawn(tensord: Command, scenario: Path, tmp_path: Path) ->
 def test_a_swept_load_is_a_table_and_pictures(tensord: Command, scenario: Path, tmp_path: Path) -> None:
     scenario.write_text(SCENARIO + "[sweep]\nload = [0.5, 1]\n")
     ended = tensord("simulate", scenario, "--plot", tmp_path)
-    (heading,) = [line for line in ended.out.splitlines() if line.startswith("LOAD")]
-    assert heading.split() == ["LOAD", "×", "0.5", "×", "1"]
-    assert "together, in time/s" in ended.out
+    lines = [line.split() for line in ended.out.splitlines()]
+    place = lines.index(["SETTING", "LOAD", "OFFERED/S", "IN", "TIME/S", "p99"])
+    assert [line[line.index("×") + 1] for line in lines[place + 1 : place + 5]] == ["0.5", "1", "0.5", "1"]
     assert (tmp_path / "sweep-goodput.svg").exists()
 
 
