@@ -1,6 +1,6 @@
-"""A model of two inputs and two outputs, one with free dimensions, and requests for them as a connection makes them."""
+"""A model of two inputs and two outputs, one with free dimensions, requests for them, and a host that serves it."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +15,7 @@ from tensord.daemon.messages import ModelServed, TensorInfo
 from tensord.ipc.tensors import NO_SIZES, DType
 from tensord.ipc.wire import Lane, TensorHeader
 
-from .fake_host import DEFAULTS, FakeHost
+from .fake_host import DEFAULTS, FakeHost, Meeting
 
 Placed = dict[int, tuple[int, int]]
 """Tensor to arena and offset."""
@@ -74,6 +74,19 @@ def ragged_model() -> Model:
 @pytest.fixture
 def ingest() -> Ingest:
     return Ingest(16 * 1024 * 1024)
+
+
+@pytest.fixture
+def host(ingest: Ingest, served: ModelServed) -> FakeHost:
+    """Serves `pair`; a file that needs more models has a `host` of its own."""
+    return FakeHost(ingest, [served])
+
+
+@pytest.fixture
+def meeting(host: FakeHost) -> Iterator[Meeting]:
+    made = Meeting(host)
+    yield made
+    made.close()
 
 
 def headers(

@@ -1,14 +1,12 @@
 """The arenas of one connection: attached, in use, given back, over a real socket."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
 from tensord.daemon.frontend.forms import FORMS_MAX
 from tensord.daemon.frontend.ingest import Ingest
 from tensord.daemon.frontend.models import Model
-from tensord.daemon.messages import ModelServed
 from tensord.ipc.errors import (
     ArenaQuotaExceeded,
     BadFrame,
@@ -27,18 +25,6 @@ from tensord.ipc.wire import HEADER, FrameType, encode_arena
 from .fake_host import ARENA_BYTES, LONG_BYTES, Client, FakeHost, Meeting, request_frame
 
 pytestmark = pytest.mark.timeout(30)
-
-
-@pytest.fixture
-def host(ingest: Ingest, served: ModelServed) -> FakeHost:
-    return FakeHost(ingest, [served])
-
-
-@pytest.fixture
-def meeting(host: FakeHost) -> Iterator[Meeting]:
-    made = Meeting(host)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -67,13 +67,6 @@ def host(ingest: Ingest, served: ModelServed) -> FakeHost:
     x, y = (TensorInfo(name, DType.UINT8, (WIDE_BYTES,), ()) for name in "xy")
     wide = ModelServed(4, "wide", 1, ("stable",), (x,), (y,), idempotent=True)
     return FakeHost(ingest, [served, wide])
-
-
-@pytest.fixture
-def meeting(host: FakeHost) -> Iterator[Meeting]:
-    made = Meeting(host)
-    yield made
-    made.close()
 
 
 @pytest.fixture

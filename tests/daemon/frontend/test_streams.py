@@ -2,34 +2,20 @@
 
 import errno
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tensord.daemon.frontend.ingest import Ingest
 from tensord.daemon.frontend.models import Model
 from tensord.daemon.frontend.requests import InferRequest
 from tensord.daemon.frontend.streams import EVENTS_PER_TURN
-from tensord.daemon.messages import ModelServed
 from tensord.ipc.wire import HEADER, MAGIC, FrameType, frame
 
 from .fake_host import LONG_BYTES, Client, FakeHost, Meeting, request_frame
 
 pytestmark = pytest.mark.timeout(30)
-
-
-@pytest.fixture
-def host(ingest: Ingest, served: ModelServed) -> FakeHost:
-    return FakeHost(ingest, [served])
-
-
-@pytest.fixture
-def meeting(host: FakeHost) -> Iterator[Meeting]:
-    made = Meeting(host)
-    yield made
-    made.close()
 
 
 @pytest.fixture
